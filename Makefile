@@ -1,0 +1,33 @@
+# Everything runs in .venv, which the first command creates.  Options:
+#   PYTHON=python3.12   the Python that creates .venv (3.10 or newer)
+#   TORCH=cpu           PyTorch without CUDA libraries, remembered for later runs
+PYTHON ?= python3
+BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
+PYTEST := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 tests book
+
+.PHONY: help setup book test test-all lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## Create .venv and install the tested versions into it
+	@command -v $(PYTHON) >/dev/null || { echo "No '$(PYTHON)' found. Install Python 3.10 or newer, or say: make PYTHON=..."; exit 1; }
+	@$(PYTHON) tools/bootstrap.py $(if $(TORCH),--torch $(TORCH))
+
+book: setup ## Run every notebook and render the book
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	@echo "Book ready: _build/html/index.html"
+
+test: setup ## Test the package, and that every notebook still gives its stored outputs
+	$(PYTEST)
+
+test-all: setup ## The same with the slow tests
+	$(PYTEST) -m ""
+
+lock: ## For maintainers: resolve requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --generate-hashes --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --output-file requirements.lock
+
+clean: ## Remove what was built or cached (keeps .venv and runs/)
+	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,15 @@
+"""Attacks as pure functions: `attack(model, x, y, threat, ...) -> x_adv`.
+
+They leave the model's modes and every `.grad` as they were, never move it between devices, and return images inside the
+threat.
+"""
+
+from .losses import LOSSES, cross_entropy, cw_margin, dlr, dlr_targeted
+from .pgd import pgd
+from .single import fgsm, i_fgsm, mi_fgsm, r_fgsm
+
+ATTACKS = {"fgsm": fgsm, "r-fgsm": r_fgsm, "i-fgsm": i_fgsm, "mi-fgsm": mi_fgsm, "pgd": pgd}
+
+__all__ = [
+    "ATTACKS", "LOSSES", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fgsm", "i_fgsm", "mi_fgsm", "pgd", "r_fgsm",
+]  # fmt: skip

@@ -1,0 +1,121 @@
+"""Projected gradient descent, in the variants that papers report under the same name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import bad, one_of
+from ..modes import attacking
+from ..rng import Rng
+from ..threat import Threat
+from .gradient import check_attack, check_steps, input_gradient
+from .losses import objective
+from .single import Loss
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    steps: int = 10,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    loss: Loss = "ce",
+    target: Tensor | None = None,
+    keep: str = "any",
+    early_stop: bool | None = None,
+    rng: Rng | None = None,
+    bn: str = "eval",
+    check: bool = True,
+) -> Tensor:
+    """Projected gradient descent: `steps` steepest-ascent steps from a random point of the ball, several times.
+
+    Madry et al. (2018), arXiv 1706.06083. "PGD-50-10" is `steps=50, restarts=10`.
+
+    Args:
+        model: returns logits (B, K).
+        x: (B, C, H, W) float32 or float64 in the threat's pixel box.
+        y: (B,) int64, the true labels.
+        step_size: in pixel units (ℓ∞) or units of length (ℓ2); 2.5 ε / steps if not given. Papers differ: FAST-BAT and
+            GradAlign judge with ε/4, FAST-AT and N-FGSM with 2/255.
+        restarts: independent runs; each image keeps its worst one.
+        random_start: begin at a uniform draw from the ball (otherwise at x, and restarts beyond one are pointless).
+        loss: `"ce"`, `"cw"`, `"dlr"`, or a function of (logits, y) with one value per image.
+        target: (B,) int64: move towards these classes instead of away from y.
+        keep: which iterates count. `"any"`: all of them, and a misclassified one outranks every loss; robust accuracy can
+            then only fall with more steps or restarts. `"last"`: only the last of each restart, the one of largest loss
+            among them: the protocol of the FAST-AT and FAST-BAT papers.
+        early_stop: stop working on an image once it is misclassified, and shrink the batch accordingly. The verdicts are
+            the same. Needs `keep="any"` and `bn="eval"`, and is then the default.
+        rng: names the random starts. Start r is the same whatever the number of restarts.
+        bn: see `advtrain.attacking`.
+
+    Returns:
+        x_adv, like x, inside the threat.
+
+    Raises:
+        ArgumentError: options out of range or at odds with each other.
+        DataError, ModelError: see `advtrain.attacks`.
+    """
+    check_steps(steps, step_size, threat)
+    one_of("keep", keep, ("any", "last"))
+    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
+        bad("restarts", restarts, "an integer of at least 1")
+    if restarts > 1 and not random_start:
+        bad("restarts", restarts, "1 without a random start", "every restart would be the same; set random_start=True")
+    if early_stop and (keep, bn) != ("any", "eval"):
+        bad("early_stop", early_stop, f'possible with keep="{keep}", bn="{bn}"',
+            'dropping images changes which iterate is kept, and batch statistics; use keep="any", bn="eval"')  # fmt: skip
+    early_stop = (keep, bn) == ("any", "eval") if early_stop is None else early_stop
+    if check:
+        check_attack(model, x, y, threat, target)
+    step_size = 2.5 * threat.eps / steps if step_size is None else step_size
+    ascent = objective(loss, targeted=target is not None)
+    rng = rng or Rng(0)
+    x = x.detach()
+
+    best = x.clone()
+    best_loss = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+    broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    with attacking(model, bn):
+        for restart in range(restarts):
+            start = threat.random_start(x, rng.child("restart", restart)) if random_start else x
+            rows = (~broken).nonzero().squeeze(1) if early_stop else torch.arange(len(x), device=x.device)
+            if len(rows) == 0:
+                break
+            x_adv, project = start[rows], threat.projector(x[rows])
+            goal = None if target is None else target[rows]
+            labels = y[rows]
+            for step in range(steps + 1):
+                if step == steps and restarts == 1 and keep == "last":
+                    return x_adv  # nothing to compare it with: save the forward pass
+                if step == steps:
+                    with torch.no_grad():
+                        logits = model(x_adv)
+                else:
+                    grad, logits = input_gradient(model, x_adv, lambda z, y=labels, t=goal: ascent(z, y, t))
+                alive = None
+                if keep == "any" or step == steps:
+                    value = ascent(logits, labels, goal).to(x.dtype)
+                    wrong = logits.argmax(1) != labels if goal is None else logits.argmax(1) == goal
+                    better = value > best_loss[rows]
+                    if keep == "any":  # a misclassified iterate outranks any loss
+                        better = torch.where(wrong == broken[rows], better, wrong)
+                    best[rows[better]] = x_adv[better]
+                    best_loss[rows[better]] = value[better]
+                    broken[rows] |= wrong
+                    alive = ~wrong if early_stop else None
+                if step == steps:
+                    break
+                x_adv = project(threat.ascend(x_adv, grad, step_size))
+                if alive is not None and not alive.all():
+                    rows, x_adv, labels = rows[alive], x_adv[alive], labels[alive]
+                    goal = None if goal is None else goal[alive]
+                    if len(rows) == 0:
+                        break
+                    project = threat.projector(x[rows])
+    return best

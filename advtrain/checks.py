@@ -1,0 +1,144 @@
+"""Refuse what must not be trained on or attacked, at once and by name, before any gradient is taken.
+
+Every message says which argument, what came, what is accepted, and the usual cause.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DataError, ModelError, bad
+from .modes import evaluating
+
+
+def _refuse(name: str, value: Any, accepted: str, hint: str = "") -> NoReturn:
+    bad(name, value, accepted, hint, kind=DataError)
+
+
+def check_images(x: Tensor, *, name: str = "x") -> None:
+    """Refuse anything but a batch of images: (B, C, H, W), uint8 in 0..255 or float in [0, 1].
+
+    One pass over the pixels, and for images on a GPU one wait for it.
+
+    Args:
+        x: what the caller passed.
+        name: how the caller calls it.
+
+    Raises:
+        DataError: not a tensor, not four-dimensional, empty, another dtype, NaN or infinite, or outside [0, 1].
+    """
+    if not isinstance(x, Tensor):
+        _refuse(name, type(x).__name__, "a torch.Tensor", "torch.from_numpy(array) makes one")
+    shape = tuple(x.shape)
+    if x.ndim != 4:
+        hint = {3: f"for one image {name}[None]; for grey images {name}[:, None]", 2: "images, not vectors"}
+        _refuse(f"{name}.shape", shape, "(B, C, H, W)", hint.get(x.ndim, ""))
+    if x.numel() == 0:
+        _refuse(f"{name}.shape", shape, "a batch of at least one image")
+    if shape[3] in (1, 3) and shape[3] < min(shape[1:3]):
+        _refuse(f"{name}.shape", shape, "(B, C, H, W)", f"channels come first: {name}.permute(0, 3, 1, 2)")
+    if x.dtype == torch.uint8:
+        return
+    if not x.is_floating_point():
+        _refuse(f"{name}.dtype", x.dtype, "torch.uint8 (0..255) or floating ([0, 1])", f"{name}.to(torch.uint8)")
+    low, high = (float(bound) for bound in torch.stack(x.detach().aminmax()).tolist())  # NaN spreads to both
+    if low != low or high in (float("inf"), float("-inf")) or low in (float("inf"), float("-inf")):
+        wrong = (~x.detach().isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        raise DataError(f"{name} has NaN or infinite pixels in {len(wrong)} image(s), the first at {name}[{wrong[0]}]")
+    if low < 0 or high > 1:
+        if low < 0 and high < 20:
+            hint = "normalised images? pass plain pixels: normalisation is the model's first layer (build_model)"
+        elif high > 2 and low >= 0:
+            hint = f"divide by 255: {name} / 255, or pass uint8: {name}.to(torch.uint8)"
+        else:
+            hint = f"resampling overshoots: {name}.clamp(0, 1)"
+        _refuse(name, f"{low:g} to {high:g}", "inside [0, 1]", hint)
+
+
+def check_labels(y: Tensor, num_classes: int, *, name: str = "y", length: int | None = None) -> None:
+    """Refuse anything but class numbers: (B,) integers in 0..num_classes - 1.
+
+    Args:
+        y: what the caller passed.
+        num_classes: how many classes there are.
+        name: how the caller calls it.
+        length: number of images the labels belong to, if known.
+
+    Raises:
+        DataError: not a tensor, not one-dimensional, empty, not integers, out of range, or not one per image.
+    """
+    if not isinstance(y, Tensor):
+        _refuse(name, type(y).__name__, "a torch.Tensor", "torch.as_tensor(labels) makes one")
+    integers = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if y.ndim != 1:
+        hint = f"one-hot? {name}.argmax(1)" if y.ndim == 2 and y.shape[1] > 1 else f"{name}.flatten()"
+        _refuse(f"{name}.shape", tuple(y.shape), "(B,)", hint)
+    if not integers:
+        _refuse(f"{name}.dtype", y.dtype, "an integer type", f"class numbers: {name}.long()")
+    if y.numel() == 0:
+        _refuse(f"{name}.shape", tuple(y.shape), "at least one label")
+    if length is not None and len(y) != length:
+        _refuse(f"len({name})", len(y), f"{length}, the number of images", "one label for each image")
+    low, high = torch.stack(y.long().aminmax()).tolist()
+    if low < 0 or high >= num_classes:
+        hint = "labels start at 0" if low >= 1 and high == num_classes else "labels are class numbers, counted from 0"
+        _refuse(name, f"{low} to {high}", f"inside 0..{num_classes - 1}, for {num_classes} classes", hint)
+
+
+def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None) -> int:
+    """Refuse a model that cannot be trained or attacked on such images. Costs one forward pass.
+
+    The pass is made in evaluation mode without gradients, on copies of the random states; every module's own flag
+    comes back. Log-probabilities (`log_softmax`) are let through: cross-entropy, margins, DLR and KL do not change when
+    a number is added to all logits of an image, and that is all `log_softmax` does. Probabilities are refused:
+    cross-entropy applies its own softmax, and through two of them gradients vanish, which looks like robustness and is
+    none.
+
+    Args:
+        model: returns logits.
+        x: (B, C, H, W) float in [0, 1], on the model's device; two images suffice. Probabilities are only told from
+            logits when there are at least two.
+        num_classes: how many logits are needed at least; any number from one on if not given.
+
+    Returns:
+        The number of logits.
+
+    Raises:
+        ModelError: the model fails on `x`, or returns no (B, K) tensor, too few logits, NaN, or probabilities.
+    """
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), evaluating(model):
+        try:
+            logits = model(x)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the model fails on a batch of shape {tuple(x.shape)}, {x.dtype} on {x.device}: "
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+            ) from error
+    if not isinstance(logits, Tensor):
+        raise ModelError(f"the model returns a {type(logits).__name__}, not a tensor of logits (B, K): wrap it")
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise ModelError(f"the model returns shape {tuple(logits.shape)} for {len(x)} images, not ({len(x)}, K) logits")
+    if not logits.is_floating_point():
+        raise ModelError(f"the model returns {logits.dtype}, not floating-point logits: leave out the argmax")
+    if logits.shape[1] < (num_classes or 1):
+        raise ModelError(
+            f"the model returns {logits.shape[1]} logits and the data have {num_classes} classes: "
+            f"build it with num_classes={num_classes}"
+        )
+    values = logits.detach().float()
+    if not bool(values.isfinite().all()):
+        raise ModelError("the model returns NaN or infinite logits: its weights are damaged or its input is not [0, 1]")
+    if len(values) >= 2 and logits.shape[1] >= 2:
+        slack = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 1e-2
+        if bool((values >= 0).all() & (values <= 1).all() & ((values.sum(1) - 1).abs() < slack).all()):
+            raise ModelError(
+                "the model returns probabilities (every row is in [0, 1] and sums to 1): remove the softmax, training "
+                "and attacks need logits"
+            )
+    return logits.shape[1]

@@ -1,0 +1,207 @@
+"""The command line: `advtrain train`, `evaluate`, `list`, `data`. Also `python -m advtrain`.
+
+Options are generated from the fields and signatures of the Python API, so that both say the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import data as data_room
+from .attacks import ATTACKS
+from .defenses import DEFENSES
+from .errors import AdvtrainError, ArgumentError
+from .evaluate import PROTOCOLS, evaluate
+from .files import write_json
+from .models import MODELS, build_model
+from .options import Radius, field_options, signature_options, summary
+from .runs import load_run, version
+from .schedules import SCHEDULES
+from .threat import Threat
+from .train import fit
+
+DEFAULT_MODEL = {"digits": "small-cnn", "mnist": "lenet+", "fashion-mnist": "lenet+"}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version(), prog_name="advtrain")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+def main(debug: bool) -> None:
+    """Train, attack and judge: fast adversarial training.
+
+    \b
+    A first run, on data that come with the package:
+        advtrain train fast-at --data digits --eps 0.3 --out runs/fast-at
+        advtrain evaluate runs/fast-at
+    """
+    warnings.showwarning = _one_line_warning
+
+
+class _Train(click.Group):
+    """`advtrain train DEFENSE`: one command per registered defense, its options made from its fields."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(DEFENSES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in DEFENSES:
+            return None
+        defense = DEFENSES[name]
+        own = field_options(defense, skip=("threat",))
+        groups = {
+            "threat": field_options(Threat, skip=("low", "high")),
+            "defense": own,
+            "data": signature_options(data_room.load_data, skip=("seed",)),
+            "fit": signature_options(fit, skip=("on_epoch",)),
+        }
+        for option in groups["threat"]:
+            if option.name == "norm":
+                option.default, option.required = "linf", False
+        general = [
+            click.Option(["--data", "data_name"], default="digits", show_default=True, help="digits, mnist, cifar10, …, or an .npz file."),
+            click.Option(["--model", "model_name"], type=click.Choice(list(MODELS)), help="By default one that suits the data."),
+            click.Option(["--model-option"], multiple=True, metavar="NAME=VALUE", help="An option of the model, such as width=16."),
+            click.Option(["--evaluate/--no-evaluate", "judge"], default=True, show_default=True, help="Judge the run on the test set."),
+        ]
+
+        def callback(data_name: str, model_name: str | None, model_option: tuple[str, ...], judge: bool, **values: Any) -> None:
+            part = {group: {o.name: values[o.name] for o in options} for group, options in groups.items()}
+            train(defense, data_name, model_name, _model_options(model_option), judge, part)
+
+        return click.Command(name, params=[*general, *sum(groups.values(), [])], callback=callback,
+                             help=inspect.getdoc(defense).split("\n\nArgs:")[0].replace("\n\n", "\n\n"),
+                             short_help=summary(defense))  # fmt: skip
+
+
+main.add_command(_Train("train", help="Train a model with a defense, and judge it.\n\nadvtrain train DEFENSE --help lists the defense's own options.",
+                        short_help="Train a model with a defense, and judge it."))  # fmt: skip
+
+
+def train(defense: type, data_name: str, model_name: str | None, model_options: dict, judge: bool, part: dict[str, dict]) -> None:
+    """What `advtrain train` does, given parsed options."""
+    threat = Threat(**part["threat"])
+    defense = defense(threat, **part["defense"])
+    data = data_room.load_data(data_name, seed=part["fit"]["seed"], **part["data"])
+    model_name = model_name or DEFAULT_MODEL.get(data.name, "preactresnet18" if data.shape[1] >= 32 else "small-cnn")
+    model = build_model(model_name, data, seed=part["fit"]["seed"], **model_options)
+    click.echo(f"{defense.name} on {data.name} with {model_name}: {defense}")
+    run = fit(model, defense, data, **part["fit"])
+    for note in run.notes:
+        click.echo(f"note: {note}")
+    if run.history:
+        last = run.history[-1]
+        click.echo(f"{run.status} after {len(run.history)} epochs: loss {last['loss']:.3f}, accuracy on its own training images "
+                   f"{last['accuracy']:.1%}; weights of epoch {run.best_epoch}")  # fmt: skip
+    if judge and run.status == "finished":
+        report = evaluate(run.model, data.test, threat, seed=part["fit"]["seed"], progress=part["fit"]["progress"])
+        click.echo(report)
+        if run.path:
+            write_json(run.path / "report.json", {**report.to_dict(), "protocol": "strict", "provenance": run.provenance})
+    if run.path:
+        click.echo(f"saved in {run.path}")
+    if run.status == "interrupted":
+        sys.exit(130)
+
+
+@main.command("evaluate", short_help="Judge a trained run: clean, FGSM and PGD-50-10 accuracy.")
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="strict", show_default=True, help="Whose PGD-50-10.")
+@click.option("--steps", type=int, help="PGD steps instead of the protocol's.")
+@click.option("--restarts", type=int, help="PGD restarts instead of the protocol's.")
+@click.option("--step-size", type=Radius(), help="PGD step size in pixel units instead of the protocol's.")
+@click.option("--eps", type=Radius(), help="Another radius than the one trained against.")
+@click.option("--split", type=click.Choice(["test", "val", "train"]), default="test", show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the report as JSON.")
+def evaluate_command(run_folder: Path, protocol: str, eps: float | None, split: str, limit: int | None, batch_size: int,
+                     seed: int, device: str, out: Path | None, **changes: Any) -> None:  # fmt: skip
+    """Judge the run in the folder RUN: accuracy on clean images, under FGSM and under PGD-50-10, with 95 % intervals."""
+    run = load_run(run_folder, device=device)
+    if run.data is None:
+        raise ArgumentError("data=None is not available: this run's data are not on this machine; see advtrain data --help")
+    images = getattr(run.data, split)
+    if images is None:
+        raise ArgumentError(f"split={split!r} is not there: the run was trained with val=0")
+    threat = run.threat if eps is None else dataclasses.replace(run.threat, eps=eps)
+    chosen = dataclasses.replace(PROTOCOLS[protocol], **{key: value for key, value in changes.items() if value is not None})
+    report = evaluate(run.model, images[:limit] if limit else images, threat, protocol=chosen, batch_size=batch_size, seed=seed)
+    click.echo(f"{run.defense.name} on {run.data.name}, {split} split")
+    click.echo(report)
+    if out:
+        write_json(out, {**report.to_dict(), "protocol": dataclasses.asdict(chosen), "provenance": run.provenance})
+
+
+@main.command("list")
+@click.argument("what", type=click.Choice(["defenses", "attacks", "models", "data", "schedules"]), required=False)
+def list_command(what: str | None) -> None:
+    """List defenses, attacks, models, data sets and schedules, each with one line of explanation."""
+    rooms = {
+        "defenses": {name: summary(defense) for name, defense in DEFENSES.items()},
+        "attacks": {name: summary(attack) for name, attack in ATTACKS.items()},
+        "models": {name: entry.summary for name, entry in MODELS.items()},
+        "data": {name: source.summary for name, source in data_room.SOURCES.items()},
+        "schedules": {name: summary(schedule) for name, schedule in SCHEDULES.items()},
+    }
+    for room, entries in rooms.items():
+        if what in (None, room):
+            click.secho(room, bold=True)
+            width = max(map(len, entries))
+            for name, text in entries.items():
+                click.echo(f"  {name:<{width}}  {text}")
+
+
+@main.group("data")
+def data_group() -> None:
+    """Fetch data sets for offline work, and see which are at hand."""
+
+
+@data_group.command("fetch")
+@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@click.option("--root", help="Folder to keep them in; by default ADVTRAIN_DATA, or the user's cache.")
+def fetch_command(names: tuple[str, ...], root: str | None) -> None:
+    """Download data sets from their authors, check them, and keep them as .npz files."""
+    for name in names:
+        click.echo(f"{name}: {data_room.fetch(name, root=root)}")
+
+
+def _model_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`("width=16", "activation=tanh")` as a dict, numbers as numbers."""
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE, such as width=16", param_hint="--model-option")
+        for kind in (int, float, {"true": True, "false": False}.__getitem__, str):
+            try:
+                options[name.replace("-", "_")] = kind(value)
+                break
+            except (ValueError, KeyError):
+                continue
+    return options
+
+
+def _one_line_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+    click.secho(f"warning: {message}", fg="yellow", err=True)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point: as `main`, with errors of this package as one line and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        main.main(arguments, prog_name="advtrain", standalone_mode=True)
+    except AdvtrainError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        click.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)

@@ -1,0 +1,85 @@
+"""Data sets: by name, from a file, or the caller's own.
+
+`digits`, in the package, are the 1,797 images of scikit-learn's `load_digits`: the test part of "Optical Recognition of
+Handwritten Digits" by E. Alpaydin and C. Kaynak (1998), UCI Machine Learning Repository, doi:10.24432/C50P49, licensed
+under CC BY 4.0. Their 17 grey levels 0..16 were scaled to 0..255 and rounded; in hash order the first 1,437 are the
+training images, the other 360 the test images. The other sets are fetched from their authors, never packaged.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .data_sources import SOURCES, Source, data_names, data_root, fetch, locate, read
+from .data_user import as_dataset, as_split
+from .dataset import Dataset, Split, assemble
+
+__all__ = ["SOURCES", "Dataset", "Split", "as_dataset", "as_split", "data_names", "data_root", "fetch", "load_data"]
+
+
+def load_data(
+    name: str | os.PathLike,
+    *,
+    root: str | os.PathLike | None = None,
+    val: float | int = 0.1,
+    seed: int = 0,
+    download: bool = False,
+) -> Dataset:
+    """Load a data set by name or from a file.
+
+    >>> load_data("digits")
+    Dataset 'digits': 10 classes, images of 1x8x8
+      train 1,293, val 144, test 360
+      mean (0.3053), std (0.3760), no augmentation
+
+    Args:
+        name: `"digits"` (in the package), `"mnist"`, `"fashion-mnist"`, `"cifar10"`, `"cifar100"`; the name of any
+            other .npz file in the data folder; or a path that ends in `.npz`. Such a file holds `x_train`, `y_train`
+            and, if you like, `x_test`, `y_test` (else a fifth is taken for them) and `classes`; images are uint8 in
+            0..255 or floating in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W). Nothing in it is unpickled.
+        root: the data folder; else `$ADVTRAIN_DATA`, else `advtrain` in the user's cache folder. What torchvision
+            left there is read, too.
+        val: share in [0, 1) of the training images to set aside for validation, or their number; 0 for none. A share
+            is rounded to whole images.
+        seed: salts the hash by which they are chosen.
+        download: fetch a known set that is not here.
+
+    Returns:
+        The `Dataset`. Its order depends on the pixels and the seed alone, and a known set is verified to be whole.
+
+    Raises:
+        ArgumentError: an unknown name, or a value outside what is accepted.
+        FileError: the set is not here, is damaged, or is not the official one.
+        DataError: a file of your own holds what must not be trained on.
+    """
+    path = locate(name, root, download)
+    title = path.stem if path.suffix == ".npz" else str(name)
+    source = SOURCES.get(title, Source(""))
+    arrays = read(path, title)
+    classes = source.classes or tuple(map(str, arrays.get("classes", ())))
+    if not classes:
+        highest = max(int(arrays[key].max(initial=1)) for key in ("y_train", "y_test") if key in arrays)
+        classes = tuple(map(str, range(highest + 1)))
+    parts = {
+        kind: as_split((arrays[f"x_{kind}"], arrays[f"y_{kind}"]), num_classes=len(classes), name=f"{title} {kind}")
+        for kind in ("train", "test")
+        if f"x_{kind}" in arrays
+    }
+    spec = {"name": os.fspath(name), "val": val, "seed": seed}
+    if os.fspath(name) != title:
+        spec["name"] = str(path.absolute())
+    elif root is not None:
+        spec["root"] = str(Path(root).expanduser().absolute())
+    return assemble(
+        parts["train"],
+        parts.get("test", 0.2),
+        val=val,
+        seed=seed,
+        name=title,
+        classes=classes,
+        augment=source.augment,
+        spec=spec,
+        digests=source.digests,
+        origin=str(path),
+    )

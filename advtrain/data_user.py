@@ -1,0 +1,204 @@
+"""The caller's own images: tensors, arrays, torch data sets and loaders, checked and brought into one form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from .checks import check_images, check_labels
+from .data_sources import channels_first
+from .dataset import Dataset, Split, assemble, statistics
+from .errors import DataError, bad
+
+LIMIT = 4 * 2**30
+"""Bytes of pixels that are held in memory at most; more has to come through a `DataLoader`."""
+
+
+def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -> Split:
+    """Images and labels in the caller's order, every pixel and label checked.
+
+    Args:
+        data: a `Split`; a `Dataset`, of which the test split is taken; a pair (x, y) of tensors or numpy arrays; a
+            torch `Dataset` of pairs (image, label), where images are tensors or PIL images; or a `DataLoader` of
+            batches. Tensors are (N, C, H, W); arrays also (N, H, W, C) or (N, H, W), where that is beyond doubt.
+            Pixels are uint8 in 0..255 or floating in [0, 1].
+        num_classes: labels must be below it, if given.
+        name: how the caller calls it.
+
+    Raises:
+        DataError: images or labels that must not be used, more than 4 GiB of pixels, or an object of another kind.
+    """
+    if isinstance(data, Dataset):
+        if data.test is None:
+            raise DataError(f"{name}={data.name!r} has no test split: pass the images to judge by, such as data.val")
+        return data.test
+    if isinstance(data, Split):
+        x, y = data.x, data.y
+    elif isinstance(data, (tuple, list)) and len(data) == 2:
+        x, y = _images(data[0], name), _labels(data[1], name)
+    elif isinstance(data, DataLoader):
+        x, y = _join(iter(data), name)
+    elif isinstance(data, TorchDataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        tensors = getattr(data, "tensors", ())
+        x, y = tensors if len(tensors) == 2 else _join(_items(data, name), name)
+    else:
+        bad(name, type(data).__name__, "a Dataset, Split, pair (x, y), torch Dataset or DataLoader", kind=DataError)
+    check_images(x, name=f"{name} x")
+    check_labels(y, 2**31 if num_classes is None else num_classes, name=f"{name} y", length=len(x))
+    if x.dtype == torch.uint8 and int(x.max()) <= 1:
+        bad(f"{name} x", f"uint8 with a maximum of {int(x.max())}", "0..255", "floats in [0, 1] cut to integers? pass "
+            "the floats, or (x * 255).round().to(torch.uint8)", kind=DataError)  # fmt: skip
+    return Split(x if x.dtype in (torch.uint8, torch.float64) else x.float(), y.long())
+
+
+def as_dataset(
+    obj: Any,
+    *,
+    test: Any = None,
+    val: Any = 0.1,
+    seed: int = 0,
+    num_classes: int | None = None,
+    classes: Any = None,
+    augment: bool = False,
+    name: str | None = None,
+) -> Dataset:
+    """The caller's own images as a `Dataset`. Splits are by hash, as in `load_data`: the source's order plays no part.
+
+    Args:
+        obj: what `as_split` takes; a `Dataset` passes through. A torch `Dataset` is read once: its random transforms
+            would be frozen, so leave them out and use `augment`. A `DataLoader` is kept as it is, for sets that do not
+            fit in memory: it brings its own order and augmentation.
+        test: the test images, in any form that `as_split` takes, or a share or count of `obj` to take for them. A fifth
+            if not given; none beside a `DataLoader`.
+        val: the same for validation: a tenth of what remains. Beside a `DataLoader` only images of its own count.
+        seed: salts the hash that chooses the validation images.
+        num_classes: number of classes; the number of `classes`, or the largest label plus one, if not given.
+        classes: their names; `obj.classes` or the numbers if not given.
+        augment: train with random crops and flips.
+        name: what to call it.
+
+    Raises:
+        ArgumentError, DataError: see `advtrain.errors`.
+    """
+    if isinstance(obj, Dataset):
+        return obj
+    name = name or "own data"
+    stream = isinstance(obj, DataLoader)
+    inner = obj.dataset if stream else obj
+    if classes is None and isinstance(getattr(inner, "classes", None), (list, tuple)):
+        classes = inner.classes
+    num_classes = num_classes if num_classes is not None or classes is None else len(classes)
+    train = None if stream else as_split(obj, num_classes=num_classes, name="obj")
+    parts = {"val": val, "test": 0.2 if test is None else test}
+    for key, part in parts.items():
+        if not isinstance(part, (int, float)):
+            parts[key] = as_split(part, num_classes=num_classes, name=key)
+    own = [part for part in (train, *parts.values()) if isinstance(part, Split)]
+    if num_classes is None:
+        num_classes = _labelled(inner) if stream else max(2, *(int(part.y.max()) + 1 for part in own))
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+        bad("num_classes", num_classes, "an integer of at least 2", "a DataLoader's labels are not counted: give "
+            "num_classes" if stream else "", kind=DataError)  # fmt: skip
+    classes = tuple(map(str, range(num_classes) if classes is None else classes))
+    if len(classes) != num_classes:
+        bad("classes", len(classes), f"{num_classes} names", kind=DataError)
+    first = _first(obj, num_classes) if stream else None
+    shape = tuple((first or train).x.shape[1:])
+    for key, part in parts.items():
+        if isinstance(part, Split) and tuple(part.x.shape[1:]) != shape:
+            bad(f"{key} images", tuple(part.x.shape[1:]), f"of shape {shape}, as the training images", kind=DataError)
+    if not stream:
+        return assemble(train, parts["test"], val=parts["val"], seed=seed, name=name, classes=classes, augment=augment)
+    val, test = (part if isinstance(part, Split) else None for part in parts.values())
+    mean, std = statistics(first.x)
+    return Dataset(name, obj, val, test, shape, num_classes, classes, mean, std, augment, None, first)
+
+
+def _images(x: Any, name: str) -> Tensor:
+    if isinstance(x, np.ndarray):
+        x = channels_first(x, f"{name} x")
+        if x.dtype.kind not in "uif" or (x.dtype.kind in "ui" and x.dtype != np.uint8):
+            bad(f"{name} x.dtype", str(x.dtype), "uint8 (0..255) or floating ([0, 1])", kind=DataError)
+        return torch.from_numpy(x if x.dtype.isnative and x.flags.writeable else x.astype(x.dtype.newbyteorder("=")))
+    return x
+
+
+def _labels(y: Any, name: str) -> Tensor:
+    if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
+        return torch.from_numpy(y.astype(np.int64))
+    if isinstance(y, (np.ndarray, list, tuple)):
+        try:
+            return torch.as_tensor(y)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"{name} y is not a list of class numbers: {error}") from error
+    return y
+
+
+def _items(data: Any, name: str) -> Any:
+    """The pairs of a map-style data set as batches of one, refused when they cannot fit in memory."""
+    if not hasattr(data, "__len__"):
+        raise DataError(f"{name} has no length: pass a DataLoader over it")
+    for index in range(len(data)):
+        item = data[index]
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise DataError(f"{name}[{index}] is a {type(item).__name__}, not a pair (image, label)")
+        image, label = item
+        if not isinstance(image, Tensor):
+            array = np.array(image)  # a PIL image or an array
+            if array.dtype != np.uint8 or array.ndim not in (2, 3):
+                raise DataError(
+                    f"{name}[{index}] holds a {type(image).__name__} of {array.dtype}, shape {array.shape}, not an "
+                    "image: uint8, (H, W) or (H, W, C); image.convert('RGB') makes one"
+                )
+            image = torch.from_numpy(array)
+            image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+        if index == 0 and (size := image.nbytes * len(data)) > LIMIT:
+            raise DataError(
+                f"{name} holds {size / 2**30:.1f} GiB of pixels, more than the {LIMIT / 2**30:g} GiB that are read "
+                "into memory: pass a DataLoader over it, with num_classes"
+            )
+        yield image[None], torch.as_tensor(label).reshape(1)
+
+
+def _join(batches: Any, name: str) -> tuple[Tensor, Tensor]:
+    """Batches of (x, y) as two tensors."""
+    xs, ys, size = [], [], 0
+    for number, batch in enumerate(batches):
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if not pair or not all(isinstance(part, Tensor) for part in batch):
+            raise DataError(f"{name}: batch {number} is not a pair of tensors (x, y)")
+        x, y = batch
+        if xs and (x.shape[1:] != xs[0].shape[1:] or x.dtype != xs[0].dtype):
+            raise DataError(
+                f"{name}: images differ: {tuple(x.shape[1:])} {x.dtype} at number {number}, {tuple(xs[0].shape[1:])} "
+                f"{xs[0].dtype} at number 0; resize them all to one shape"
+            )
+        size += x.nbytes
+        if size > LIMIT:
+            raise DataError(f"{name} holds more than {LIMIT / 2**30:g} GiB of pixels: use fewer images")
+        xs.append(x)
+        ys.append(y)
+    if not xs:
+        raise DataError(f"{name} is empty")
+    return torch.cat(xs), torch.cat(ys)
+
+
+def _labelled(data: Any) -> int | None:
+    """Number of classes of a torch data set that keeps its labels at hand."""
+    labels = getattr(data, "targets", None)
+    labels = data.tensors[1] if labels is None and len(getattr(data, "tensors", ())) == 2 else labels
+    return None if labels is None else max(2, int(torch.as_tensor(labels).max()) + 1)
+
+
+def _first(loader: DataLoader, num_classes: int) -> Split:
+    """The first batch, drawn on a copy of the global random state, which a `DataLoader` uses for its order."""
+    with torch.random.fork_rng(devices=[]):
+        batch = next(iter(loader), None)
+    if batch is None:
+        raise DataError("the DataLoader is empty")
+    return as_split(batch, num_classes=num_classes, name="the DataLoader's first batch")

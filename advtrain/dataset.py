@@ -1,0 +1,227 @@
+"""What a data set is here: splits of pixels and labels, in an order that is made from the pixels alone.
+
+Images are sorted by the SHA-256 of their bytes. A set that was downloaded as pickles, as idx files or as an archive, in
+any order, gives the same training, validation and test images in the same places; so a seed means one split everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .errors import ArgumentError, DataError, FileError, bad
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels.
+
+    Args:
+        x: (N, C, H, W), uint8 in 0..255 or floating in [0, 1].
+        y: (N,) int64.
+
+    Raises:
+        DataError: shapes or types are not those. Values are not looked at; `as_split` does that.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 4 or self.y.ndim != 1 or len(self.x) != len(self.y):
+            raise DataError(
+                f"x of shape {tuple(self.x.shape)} and y of shape {tuple(self.y.shape)} are not (N, C, H, W) and (N,)"
+            )
+        if self.y.dtype != torch.int64 or not (self.x.dtype == torch.uint8 or self.x.is_floating_point()):
+            raise DataError(f"x of {self.x.dtype} and y of {self.y.dtype} are not uint8 or floating, and int64")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: slice | Tensor | list[int] | int) -> Split:
+        """The images at `index` (a slice, positions, or a mask), as a `Split`; of one number, a split of one image."""
+        if isinstance(index, int):
+            index = [range(len(self))[index]]
+        return Split(self.x[index], self.y[index])
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same on another device."""
+        return Split(self.x.to(device), self.y.to(device))
+
+    def images(self, index: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Pixels as floats in [0, 1], all of them or those at `index`."""
+        return as_float(self.x if index is None else self.x[index], dtype)
+
+    def __repr__(self) -> str:
+        n, *shape = self.x.shape
+        return f"Split({n:,} images of {'x'.join(map(str, shape))}, {str(self.x.dtype).removeprefix('torch.')})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """A data set, split for training, for choosing, and for the final word.
+
+    Args:
+        name: what to call it.
+        train: a `Split`, or the caller's `DataLoader`.
+        val: images to choose and stop by, `None` if none were set aside.
+        test: images to judge by at the end; `None` only beside a `DataLoader`.
+        shape: (C, H, W) of one image.
+        num_classes: number of classes.
+        classes: their names; `classes[y]` is the name of label y.
+        mean, std: per channel, of all training pixels (those of `val` too, so that a model's normalisation does not
+            depend on how they were split) in [0, 1]. Of a `DataLoader`: of its first batch.
+        augment: whether training uses random crops and flips.
+        spec: `load_data(**spec)` makes it again; `None` for the caller's own data.
+        first: the first batch of a `DataLoader`, for `probe`.
+    """
+
+    name: str
+    train: Split | DataLoader
+    val: Split | None
+    test: Split | None
+    shape: tuple[int, int, int]
+    num_classes: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool = False
+    spec: dict[str, Any] | None = None
+    first: Split | None = field(default=None)
+
+    def probe(self) -> Split:
+        """A few training images, to try a model on."""
+        return self.train[:8] if isinstance(self.train, Split) else self.first
+
+    def __repr__(self) -> str:
+        def count(split: Any) -> str:
+            return "none" if split is None else f"{len(split):,}" if isinstance(split, Split) else "a DataLoader"
+
+        def numbers(values: tuple[float, ...]) -> str:
+            return ", ".join(f"{value:.4f}" for value in values)
+
+        return (
+            f"Dataset {self.name!r}: {self.num_classes} classes, images of {'x'.join(map(str, self.shape))}\n"
+            f"  train {count(self.train)}, val {count(self.val)}, test {count(self.test)}\n"
+            f"  mean ({numbers(self.mean)}), std ({numbers(self.std)}), "
+            f"{'random crops and flips' if self.augment else 'no augmentation'}"
+        )
+
+
+def as_float(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels as floats in [0, 1]: uint8 divided by 255, floats as they are."""
+    if x.dtype != torch.uint8:
+        return x.to(dtype)
+    # Divided in at least float32: half-precision quotients are off by one more rounding.
+    return x.to(dtype if dtype.itemsize >= 4 else torch.float32).div_(255).to(dtype)
+
+
+def pixel_bytes(x: Tensor) -> Any:
+    """Images as a C-ordered numpy array (N, H, W, C), uint8 or float32: rows from the top, channels within a pixel."""
+    x = x.detach().cpu()
+    return (x if x.dtype == torch.uint8 else x.float()).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def pixel_hashes(x: Tensor) -> list[bytes]:
+    """SHA-256 of every image's `pixel_bytes`."""
+    return [hashlib.sha256(image).digest() for image in pixel_bytes(x)]
+
+
+def hash_order(hashes: list[bytes], y: Tensor, seed: int = 0) -> Tensor:
+    """The order of images by hash, equal images by label, int64; `seed` salts the hash, 0 leaves it as it is."""
+    if seed:
+        salt = str(seed).encode() + b":"
+        hashes = [hashlib.sha256(salt + digest).digest() for digest in hashes]
+    labels = y.tolist()
+    return torch.tensor(sorted(range(len(labels)), key=lambda i: (hashes[i], labels[i])), dtype=torch.int64)
+
+
+def count_of(share: float | int, n: int, name: str) -> int:
+    """How many of `n` images a share in [0, 1) or a count is; at least one image must remain."""
+    number = isinstance(share, (int, float)) and not isinstance(share, bool) and share == share
+    if not number or share < 0 or (isinstance(share, float) and share >= 1):
+        bad(name, share, "a share in [0, 1) or a count", "0.1 keeps a tenth, 1000 keeps a thousand images")
+    count = share if isinstance(share, int) else round(n * share)
+    if count >= n:
+        bad(name, share, f"below {n}, the number of images", "some must remain for training")
+    return count
+
+
+def statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel in [0, 1]; 1.0 for the deviation of a constant channel."""
+    means, deviations = [], []
+    for channel in x.unbind(1):
+        if x.dtype == torch.uint8:  # by counting: exact, and the same in any order of the images
+            weights = torch.bincount(channel.reshape(-1), minlength=256).double()
+            levels = torch.arange(256, dtype=torch.float64) / 255
+            mean = float((weights * levels).sum() / weights.sum())
+            deviation = math.sqrt((weights * (levels - mean).square()).sum() / weights.sum())
+        else:
+            deviation, mean = (float(value) for value in torch.std_mean(channel.double(), correction=0))
+        means.append(mean)
+        deviations.append(deviation if deviation > 1e-6 else 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def assemble(
+    train: Split,
+    test: Split | float | int,
+    *,
+    val: float | int | Split,
+    seed: int,
+    name: str,
+    classes: tuple[str, ...],
+    augment: bool = False,
+    spec: dict[str, Any] | None = None,
+    digests: dict[str, str] | None = None,
+    origin: str = "",
+) -> Dataset:
+    """Sort, verify, split.
+
+    Args:
+        train: all training images.
+        test: the test images, or the share of `train` to take for them: the last by hash, whatever the seed.
+        val: the share to set aside: the last by salted hash; or a split.
+        seed: salts the hash.
+        digests: SHA-256 of the arrays x_train, y_train, x_test, y_test in plain hash order, where known.
+        origin: where the images came from, for the message.
+
+    Raises:
+        ArgumentError: a share or the seed is not accepted.
+        FileError: the arrays are not those of `digests`.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ArgumentError(f"seed={seed!r} is not an integer")
+    hashes = pixel_hashes(train.x)
+    if not isinstance(test, Split):
+        order = hash_order(hashes, train.y)
+        kept = len(order) - count_of(test, len(order), "test")
+        test = train[order[kept:]]
+        train, hashes = train[order[:kept]], [hashes[i] for i in order[:kept].tolist()]
+    test = test[hash_order(pixel_hashes(test.x), test.y)]
+    if digests is not None:
+        _verify({"train": train[hash_order(hashes, train.y)], "test": test}, digests, name, origin)
+    mean, std = statistics(train.x)
+    train = train[hash_order(hashes, train.y, seed)]
+    if not isinstance(val, Split):
+        kept = len(train) - count_of(val, len(train), "val")
+        train, val = train[:kept], train[kept:] if kept < len(train) else None
+    train, val, test = (part and Split(part.x.contiguous(), part.y) for part in (train, val, test))
+    shape = tuple(train.x.shape[1:])
+    return Dataset(name, train, val, test, shape, len(classes), classes, mean, std, augment, spec)
+
+
+def _verify(splits: dict[str, Split], digests: dict[str, str], name: str, origin: str) -> None:
+    for part, split in splits.items():
+        for key, values in (f"x_{part}", pixel_bytes(split.x)), (f"y_{part}", split.y.numpy().astype("<i8")):
+            if hashlib.sha256(values).hexdigest() != digests[key]:
+                raise FileError(
+                    f"{origin} is damaged or not the official {name}: {key} differs. Delete it and run "
+                    f"`advtrain data fetch {name}`; a set of your own needs another name"
+                )

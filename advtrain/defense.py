@@ -1,0 +1,138 @@
+"""The whole protocol: a defense is a loss.
+
+Given a model and a batch, a defense returns one scalar whose gradient is the complete parameter gradient, however the
+method got there: one attack step, ten, an implicit gradient, a second player. So one training loop, `advtrain.fit`,
+trains every defense, and a file in `advtrain/defenses` holds a paper's algorithm and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ArgumentError, bad, one_of
+from .modes import BN_MODES
+from .rng import Recorded, Rng
+from .threat import Threat
+
+
+@dataclass
+class Batch:
+    """What a defense sees of the data.
+
+    Args:
+        x: (B, C, H, W) float images in the pixel box.
+        y: (B,) int64 labels.
+        index: (B,) int64 positions of the images in the training set, for methods that remember something per image.
+        draws: where the batch's randomness comes from; keyed by seed and step by the training loop.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor | None = None
+    draws: Rng | Recorded = field(default_factory=lambda: Rng(0))
+
+    def rng(self, name: str) -> Rng | Recorded:
+        """The stream of random numbers called `name` for this batch. A defense draws from nowhere else."""
+        return self.draws.child(name)
+
+
+class Step(NamedTuple):
+    """What a defense returns.
+
+    loss: a scalar; its gradient is the update direction, complete.
+    logits: (B, K) of the images that were trained on, for the training accuracy.
+    delta: (B, C, H, W) the perturbation that was trained on.
+    logs: further scalars (detached) for the history.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    delta: Tensor
+    logs: dict[str, Tensor] = {}
+
+
+@dataclass
+class Defense:
+    """Base of all defenses: a plain object with visible hyper-parameters, never an `nn.Module`.
+
+    Write a defense by subclassing this as a dataclass, with the paper's defaults, and implementing `__call__`. The fields
+    are its configuration: `repr`, JSON and the command line's options are made from them.
+
+    Args:
+        threat: the threat model to train against.
+        label_smoothing: mass in [0, 1) taken from the true class in the training loss; attacks use plain cross-entropy.
+        bn: batch normalisation while attacking, see `advtrain.attacking`; the default is what the authors' code does.
+    """
+
+    threat: Threat
+    _: dataclasses.KW_ONLY
+    label_smoothing: float = 0.0
+    bn: str = "train"
+
+    name: ClassVar[str] = ""
+    replays: ClassVar[int] = 1  # optimizer steps per mini-batch
+    second_order: ClassVar[bool] = False  # needs gradients of gradients
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")  # the norms that the method is defined for
+    inside: ClassVar[bool] = True  # the perturbation trained on stays inside the threat
+    select: ClassVar[str] = "pgd"  # what its best checkpoint is chosen by: "pgd" or "clean"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Threat):
+            bad("threat", self.threat, "a Threat", 'write Threat("linf", eps=8/255)')
+        if self.threat.norm not in self.norms:
+            bad("threat.norm", self.threat.norm, f"{' or '.join(self.norms)}", f"{type(self).__name__} is not defined for it")
+        one_of("bn", self.bn, BN_MODES)
+        self.require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+
+    def require(self, name: str, holds: bool, accepted: str, hint: str = "") -> None:
+        """Raise `ArgumentError` naming the field unless `holds`."""
+        if not holds:
+            bad(name, getattr(self, name), accepted, hint)
+
+    # -- the protocol ------------------------------------------------------------------------------------------------
+
+    def setup(self, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
+        """Called once before training (and before a state is loaded): make generators, buffers, copies."""
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
+        """The training loss of one batch. `progress` runs from 0 to 1 over the whole training."""
+        raise NotImplementedError
+
+    def adversary_step(self, model: nn.Module, batch: Batch, progress: float) -> None:
+        """Two-player methods: update the adversary's own parameters, by `torch.autograd.grad` only."""
+
+    def after_backward(self, model: nn.Module) -> None:
+        """Called after the backward pass, also when it failed: put back what `__call__` displaced."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whatever must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+    # -- shared by most --------------------------------------------------------------------------------------------
+
+    def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy, with the defense's label smoothing."""
+        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The defense as JSON-able values; `advtrain.defenses.from_config` makes it again."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+
+def number(value: Any, low: float, high: float = math.inf) -> bool:
+    """True for a finite real number in (low, high]."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low < value <= high and math.isfinite(value)
+
+
+__all__ = ["ArgumentError", "Batch", "Defense", "Step", "number"]

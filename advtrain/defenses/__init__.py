@@ -1,0 +1,33 @@
+"""Defenses: one short file per paper, one line here to register it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..defense import Defense
+from ..errors import bad, one_of
+from ..threat import Threat
+from .fast_at import FastAT
+from .fgsm import FGSM
+from .pgd import PGD
+from .standard import Standard
+
+DEFENSES: dict[str, type[Defense]] = {defense.name: defense for defense in (Standard, FGSM, FastAT, PGD)}
+
+
+def from_config(config: dict[str, Any]) -> Defense:
+    """Make the defense that `Defense.config` described.
+
+    Raises:
+        ArgumentError: an unknown name, or a field that the defense does not have.
+    """
+    fields = dict(config)
+    name, threat = fields.pop("name", None), fields.pop("threat", None)
+    one_of("defense", name, DEFENSES)
+    try:
+        return DEFENSES[name](Threat(**(threat or {})), **fields)
+    except TypeError as error:
+        bad("config", config, f"a configuration of {name}", str(error))
+
+
+__all__ = ["DEFENSES", "FGSM", "PGD", "Defense", "FastAT", "Standard", "from_config"]

@@ -1,0 +1,62 @@
+"""What can go wrong, in one small family.
+
+Every error of this package is an `AdvtrainError`; each kind is also the built-in exception a caller would expect, so
+`except ValueError` keeps working. A message names the argument, what came, what is accepted, and the likely fix.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+
+class AdvtrainError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ArgumentError(AdvtrainError, ValueError):
+    """An argument is outside what the function accepts (`eps=8`, an unknown name, a negative step count)."""
+
+
+class DataError(AdvtrainError, ValueError):
+    """Images or labels that must not be trained on: NaN pixels, pixels in 0..255, labels out of range, no rows."""
+
+
+class ModelError(AdvtrainError, ValueError):
+    """The model does not fit the data or the method: wrong channels, too few logits, probabilities for logits."""
+
+
+class FileError(AdvtrainError, OSError):
+    """A file is missing, damaged, or cannot be written."""
+
+
+class TrainingError(AdvtrainError, RuntimeError):
+    """Training cannot go on: the loss or the weights are no longer finite."""
+
+
+class AdvtrainWarning(UserWarning):
+    """Something looks wrong but work goes on."""
+
+
+class OverfittingWarning(AdvtrainWarning):
+    """Catastrophic overfitting: accuracy under PGD has collapsed although the training attack is resisted."""
+
+
+def bad(name: str, value: Any, accepted: str, hint: str = "", *, kind: type[AdvtrainError] = ArgumentError) -> NoReturn:
+    """Raise `kind` with the message `name=value is not accepted: hint`.
+
+    >>> bad("eps", 8, "in (0, 1]", "pixels are in [0, 1], did you mean 8/255?")
+    Traceback (most recent call last):
+    ...
+    advtrain.errors.ArgumentError: eps=8 is not in (0, 1]: pixels are in [0, 1], did you mean 8/255?
+    """
+    raise kind(f"{name}={value!r} is not {accepted}" + (f": {hint}" if hint else ""))
+
+
+def one_of(name: str, value: Any, choices: Any) -> None:
+    """Raise `ArgumentError` unless `value` is one of `choices`; the message lists them and the closest one."""
+    import difflib
+
+    choices = list(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1, cutoff=0.5)
+        bad(name, value, f"one of {', '.join(map(str, choices))}", f"did you mean {near[0]!r}?" if near else "")

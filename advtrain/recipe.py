@@ -1,0 +1,72 @@
+"""What a training run is told: its options checked, its device found, its optimizer made."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import bad, one_of
+from .rng import Rng
+from .schedules import get_schedule
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+# The arguments of `fit` that make a run what it is; kept in its configuration.
+RECORDED = (
+    "epochs", "batch_size", "lr", "schedule", "optimizer", "momentum", "weight_decay", "clip_grad", "ema", "select",
+    "validate_every", "val_steps", "seed",
+)  # fmt: skip
+
+
+def make_optimizer(model: nn.Module, options: dict[str, Any], device: torch.device) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        bad("model", type(model).__name__, "trainable", "no parameter requires a gradient")
+    common = {"lr": options["lr"], "weight_decay": options["weight_decay"], "fused": device.type == "cuda"}
+    if options["optimizer"] == "sgd":
+        return torch.optim.SGD(parameters, momentum=options["momentum"], **common)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options["optimizer"]](parameters, **common)
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        bad("device", str(device), "available here", f"{error}".split("\n")[0])
+    return device
+
+
+@contextlib.contextmanager
+def own_global_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout draws from torch's global state: seed it for the run, and give the caller's back afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(Rng(seed, "global").seed)
+        yield
+
+
+def check_options(options: dict[str, Any]) -> None:
+    for name in ("epochs", "batch_size", "val_steps"):
+        if type(options[name]) is not int or options[name] < 1:
+            bad(name, options[name], "an integer of at least 1")
+    if type(options["validate_every"]) is not int or options["validate_every"] < 0:
+        bad("validate_every", options["validate_every"], "an integer of at least 0", "0 switches validation off")
+    for name, low, high in (("lr", 0, math.inf), ("clip_grad", 0, math.inf), ("ema", 0, 1)):
+        value = options[name]
+        if value is not None and not low < value < high:
+            bad(name, value, f"in ({low}, {high})" if high < math.inf else f"above {low} and finite")
+    for name, high in (("momentum", 1), ("weight_decay", math.inf)):
+        if not 0 <= options[name] < high:
+            bad(name, options[name], f"in [0, {high})" if high < math.inf else "at least 0")
+    one_of("optimizer", options["optimizer"], OPTIMIZERS)
+    one_of("select", options["select"], ("last", "best"))
+    get_schedule(options["schedule"])
+    if type(options["seed"]) is not int or options["seed"] < 0:
+        bad("seed", options["seed"], "an integer of at least 0")

@@ -1,0 +1,209 @@
+"""A run: what `fit` gives back, and the folder that holds it.
+
+    runs/x/
+      config.json         everything needed to make the run again: model, defense, data, training options
+      history.json        one record per epoch
+      provenance.json     commit, versions, device, command, date
+      model.safetensors   the weights
+
+Each file is written beside its place and renamed, so a folder is never half-written. Nothing in it is executed on loading:
+JSON and safetensors only.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .data import Dataset, load_data
+from .defense import Defense
+from .defenses import from_config
+from .errors import ArgumentError, FileError, bad
+from .files import atomic, read_json, write_json
+from .models import build_model
+from .recipe import find_device
+from .threat import Threat
+
+FORMAT = 1
+
+
+@dataclass
+class Run:
+    """A trained model with everything that led to it.
+
+    model: the trained network, in evaluation mode, holding the selected weights.
+    defense, data: what it was trained with. `data` is None if the run was loaded and its data are not at hand.
+    history: one dict per epoch: `epoch`, `loss`, `accuracy` (on the training images as the defense perturbed them),
+        `lr`, `seconds`, and where validated `val_clean`, `val_fgsm`, `val_pgd`; all accuracies in [0, 1].
+    notes: what the training loop wants known, such as catastrophic overfitting.
+    best_epoch: the epoch, counted from 1, whose weights the model holds.
+    status: `"finished"` or `"interrupted"` (by Ctrl-C; the model holds the best weights until then).
+    path: the run folder, if there is one.
+    """
+
+    model: nn.Module
+    defense: Defense
+    data: Dataset | None
+    options: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    best_epoch: int = 0
+    status: str = "running"
+    provenance: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def threat(self) -> Threat:
+        """The threat model that the run was trained against."""
+        return self.defense.threat
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `load_run` needs, as JSON-able values."""
+        return {
+            "format": FORMAT,
+            "status": self.status,
+            "best_epoch": self.best_epoch,
+            "notes": self.notes,
+            "model": getattr(self.model, "spec", None),
+            "defense": self.defense.config,
+            "data": None if self.data is None else self.data.spec,
+            "options": self.options,
+        }
+
+    def save(self, path: str | Path | None = None) -> Path:
+        """Write the run folder; atomic file by file, the weights before the configuration that speaks of them.
+
+        Raises:
+            FileError: the folder cannot be written.
+        """
+        folder = Path(path or self.path or bad("path", path, "a folder", "this run has none yet: run.save('runs/x')"))
+        save_weights(self.model, folder / "model.safetensors")
+        write_json(folder / "history.json", self.history)
+        write_json(folder / "provenance.json", self.provenance)
+        write_json(folder / "config.json", self.config)
+        self.path = folder
+        return folder
+
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        figures = ", ".join(f"{key} {last[key]:.1%}" for key in ("accuracy", "val_clean", "val_pgd") if key in last)
+        where = f", {self.path}" if self.path else ""
+        return f"Run({self.defense.name}, {self.status} after {len(self.history)} epochs{', ' + figures if figures else ''}{where})"
+
+
+def load_run(path: str | Path, *, model: nn.Module | None = None, data: Dataset | None = None, device: str = "cpu") -> Run:
+    """Read a run folder: `run.model`, `run.data`, `run.threat`, `run.defense`, `run.history`.
+
+    Args:
+        path: the folder.
+        model: a network of the same architecture, for a run whose model was not made by `build_model`.
+        data: the data of a run that was trained on the caller's own; otherwise loaded by name, and None if not at hand.
+        device: where the model goes; `"auto"` is a GPU if there is one.
+
+    Raises:
+        FileError: no run there, or a damaged one.
+        ArgumentError: the model must be given, or the one given does not fit.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise FileError(f"{folder} holds no run: there is no config.json in it")
+    config = read_json(folder / "config.json")
+    try:
+        if config["format"] != FORMAT:
+            raise FileError(f"{folder} has format {config['format']!r}, this version reads {FORMAT}: update advtrain-book")
+        defense = from_config(config["defense"])
+        if model is None:
+            if not config["model"]:
+                bad("model", None, "given", "this run's network was not made by build_model: pass one like it")
+            model = build_model(**config["model"])
+        run = Run(
+            model, defense, data, config["options"], read_json(folder / "history.json"), config["notes"],
+            config["best_epoch"], config["status"], read_json(folder / "provenance.json"), folder,
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FileError(f"{folder / 'config.json'} is damaged: {error!r}") from error
+    load_weights(run.model, folder / "model.safetensors")
+    run.model.to(find_device(device)).eval()
+    if data is None and config["data"]:
+        try:
+            run.data = load_data(**config["data"])
+        except FileError:
+            run.data = None  # a set that is not on this machine: the weights are still of use
+    return run
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write a model's parameters and buffers as safetensors, atomically."""
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    with atomic(path) as partial:
+        save_file(state, partial)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Read weights that `save_weights` wrote into `model`; no code is executed.
+
+    Raises:
+        FileError: missing or damaged.
+        ArgumentError: the weights are another architecture's.
+    """
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise FileError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path} is damaged or not a safetensors file: {error}") from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArgumentError(f"model does not fit the weights in {path}: {error}") from error
+
+
+def provenance(seed: int, device: torch.device | str) -> dict[str, Any]:
+    """Where a result comes from: commit, versions, device, command, date (UTC)."""
+    device = torch.device(device)
+    return {
+        "commit": git_commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv and sys.argv[0] else "interactive",
+        "seed": seed,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {name: metadata.version(name) for name in ("torch", "numpy")} | {"advtrain-book": version()},
+    }
+
+
+def version() -> str:
+    """The installed version of this package; "0+unknown" when it runs from a source tree that is not installed."""
+    try:
+        return metadata.version("advtrain-book")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that this package is imported from, with `+changes` if it was edited; or None."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        def git(*words: str) -> str:
+            return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True).stdout
+
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,270 @@
+"""The only training loop: it trains every defense, because a defense is a loss."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from . import attacks
+from .checks import check_model
+from .data import as_dataset
+from .defense import Batch, Defense
+from .errors import AdvtrainWarning, OverfittingWarning, TrainingError, bad
+from .evaluate import count_correct
+from .files import check_writable
+from .loader import make_loader
+from .monitor import Monitor
+from .progress import progress_bar
+from .recipe import RECORDED, check_options, find_device, make_optimizer, own_global_randomness
+from .rng import Rng
+from .runs import Run, provenance
+from .schedules import Schedule, get_schedule
+
+def fit(
+    model: nn.Module,
+    defense: Defense,
+    data: Any,
+    *,
+    epochs: int = 30,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    schedule: str | Schedule = "cyclic",
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    clip_grad: float | None = None,
+    ema: float | None = None,
+    bf16: bool | None = None,
+    select: str = "last",
+    validate_every: int = 1,
+    val_steps: int = 10,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
+    """Train `model` with `defense` on `data`.
+
+    Args:
+        model: a network that returns logits (B, K); trained in place.
+        defense: the training loss, such as `advtrain.defenses.FastAT(threat)`.
+        data: a `Dataset` from `load_data`; a pair (x, y) of tensors; a torch `Dataset`; or a torch `DataLoader`.
+        epochs: passes over the data.
+        batch_size: images per batch (a `DataLoader` keeps its own).
+        lr: peak learning rate.
+        schedule: how the rate moves between updates: cyclic, one-cycle, cosine, multistep, constant, or a paper's own
+            fast-bat, n-fgsm, gradalign, sat, rvs.
+        optimizer: sgd (with momentum), adam or adamw.
+        momentum: momentum of sgd; the schedule may cycle it.
+        weight_decay: weight decay on all parameters, as in the papers.
+        clip_grad: largest gradient norm; longer gradients are scaled down.
+        ema: weight averaging: decay in (0, 1) of an exponential moving average, which is then validated and kept.
+        bf16: run the model under bfloat16 autocast; by default on GPUs that compute in it. Images stay float32.
+        select: which weights to keep: last, or best: the epoch of highest validation accuracy under PGD (clean accuracy
+            for standard training).
+        validate_every: epochs between validations (clean, FGSM and PGD accuracy on the validation split); 0 for none.
+        val_steps: PGD steps of the validation, of size ε/4.
+        seed: names all randomness of the run; on one CPU the same seed gives the same weights bit for bit.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
+        out: folder for the run; written after every validated epoch.
+        overwrite: replace a run that is in `out` already.
+        progress: show a bar; by default only in a terminal or a notebook.
+        on_epoch: called with each epoch's record.
+
+    Returns:
+        A `Run`. Ctrl-C ends training after the current step and returns a usable run of status "interrupted".
+
+    Raises:
+        ArgumentError, DataError, ModelError, FileError: before the first step, for input that must not be trained on.
+        TrainingError: the loss is no longer finite.
+
+    Warns:
+        OverfittingWarning: catastrophic overfitting, in the epoch in which validation shows it.
+    """
+    options = {key: value for key, value in locals().items() if key in RECORDED}
+    check_options(options)
+    device = find_device(device)
+    data = as_dataset(data)
+    check_model(model.to(device), data.probe().to(device).images(), data.num_classes)
+    if out is not None:
+        check_writable(out, holding="config.json", overwrite=overwrite)
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported() if bf16 is None else bf16
+    if select == "best" and (not validate_every or data.val is None):
+        bad("select", select, "possible without validation", "keep val > 0 and validate_every > 0, or select='last'")
+
+    run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
+    run.provenance, run.path = provenance(seed, device), Path(out) if out is not None else None
+    loader = make_loader(data, batch_size, seed=seed, device=device)
+    if not model.training:
+        model.train()  # a model in evaluation mode comes from an earlier use; single frozen layers stay as they are
+    with own_global_randomness(seed, device):
+        loop = _Loop(run, loader, bf16=bf16, device=device)
+        with progress_bar(progress, total=epochs * len(loader), unit="step", desc=defense.name) as bar:
+            try:
+                for epoch in range(1, epochs + 1):
+                    record = loop.epoch(epoch, bar)
+                    if on_epoch is not None:
+                        on_epoch(record)
+                run.status = "finished"
+            except KeyboardInterrupt:
+                run.status = "interrupted"
+                run.notes.append(f"interrupted in epoch {len(run.history) + 1}; the weights are those of epoch {loop.kept}")
+        loop.restore()
+    model.eval()
+    if run.path is not None:
+        run.save()
+    return run
+
+
+class _Loop:
+    """The state of one training: model, optimizer, average, best weights; `epoch` runs one pass over the data."""
+
+    def __init__(self, run: Run, loader: Any, *, bf16: bool, device: torch.device):
+        self.run, self.loader, self.device, self.bf16 = run, loader, device, bf16
+        self.model, self.defense, self.options = run.model, run.defense, run.options
+        self.schedule = get_schedule(run.options["schedule"])
+        self.monitor = Monitor()
+        self.rng = Rng(self.options["seed"])
+        self.optimizer = make_optimizer(self.model, self.options, device)
+        decay = self.options["ema"]
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        self.best: tuple[tuple[float, float], dict[str, torch.Tensor]] | None = None
+        self.kept = 0  # the epoch whose weights would be given back now
+        self.steps = 0
+        self.defense.setup(self.model, run.data.shape, device)
+
+    def epoch(self, number: int, bar: Any) -> dict[str, Any]:
+        """One pass over the training data, validation, and the record of both."""
+        started = time.perf_counter()
+        replays = self.defense.replays
+        per_epoch = len(self.loader) * replays
+        total = per_epoch * self.options["epochs"]
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        seen, first, logs, rate = 0, None, {}, None
+        constant = torch.ones((), dtype=torch.bool, device=self.device)
+        for x, y, index in self.loader.epoch(number - 1):
+            for _ in range(replays):
+                rate = self.schedule(self.steps, total, per_epoch)
+                step = self.update(Batch(x, y, index, self.rng.child("step", self.steps)), self.steps / total, rate)
+                self.steps += 1
+                with torch.no_grad():
+                    answers = step.logits.detach().argmax(1)
+                    first = answers[0] if first is None else first
+                    constant &= (answers == first).all()
+                    correct += (answers == y).sum()
+                    loss_sum += step.loss.detach() * len(y)
+                    for key, value in step.logs.items():
+                        logs[key] = logs.get(key, 0.0) + value.detach() * len(y)
+                seen += len(y)
+            bar.update()
+        record = {"epoch": number, "loss": float(loss_sum) / seen, "accuracy": int(correct) / seen}
+        record |= {key: float(value) / seen for key, value in logs.items()}
+        if not math.isfinite(record["loss"]):
+            raise TrainingError(
+                f"the loss is {record['loss']} in epoch {number}: lower lr={self.options['lr']:g}, or set clip_grad=1"
+            )
+        record["lr"] = self.options["lr"] * rate.factor
+        every = self.options["validate_every"]
+        validated = bool(every) and self.run.data.val is not None and (number % every == 0 or number == self.options["epochs"])
+        if validated:
+            record |= self.validate()
+        record["seconds"] = round(time.perf_counter() - started, 3)
+        self.run.history.append(record)
+        self.report(record, constant=bool(constant) and self.run.data.num_classes > 1)
+        self.keep(record, validated)
+        bar.set_postfix({key: f"{record[key]:.3f}" for key in ("loss", "accuracy", "val_pgd") if key in record})
+        return record
+
+    def update(self, batch: Batch, progress: float, rate: Any) -> Any:
+        """One optimizer step on one batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options["lr"] * rate.factor
+            if rate.momentum is not None and "momentum" in group:
+                group["momentum"] = rate.momentum
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            self.defense.adversary_step(self.model, batch, progress)
+            self.optimizer.zero_grad(set_to_none=True)
+            step = self.defense(self.model, batch, progress)
+        try:
+            step.loss.backward()
+        finally:
+            self.defense.after_backward(self.model)
+        if self.options["clip_grad"]:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_grad"])
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return step
+
+    @property
+    def current(self) -> nn.Module:
+        """The network as it would be given back now: the average if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def validate(self) -> dict[str, float]:
+        """Clean, FGSM and PGD accuracy on the validation split, in [0, 1]."""
+        threat, steps, split, model = self.defense.threat, self.options["val_steps"], self.run.data.val, self.current
+        plan = {
+            "val_clean": None,
+            "val_fgsm": lambda x, y, rng: attacks.fgsm(model, x, y, threat, check=False),
+            "val_pgd": lambda x, y, rng: attacks.pgd(
+                model, x, y, threat, steps=steps, step_size=threat.eps / 4, rng=rng, check=False
+            ),
+        }
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return {name: count_correct(model, split, attack) / len(split) for name, attack in plan.items()}
+
+    def report(self, record: dict[str, Any], constant: bool) -> None:
+        """Say at once what the monitor sees, and note it in the run."""
+        for message in self.monitor.check(
+            record["epoch"], constant=constant, fgsm=record.get("val_fgsm"), pgd=record.get("val_pgd")
+        ):
+            self.run.notes.append(message)
+            warnings.warn(message, OverfittingWarning if "overfitting" in message else AdvtrainWarning, stacklevel=4)
+
+    def keep(self, record: dict[str, Any], validated: bool) -> None:
+        """Remember the weights if they are the ones to keep, and write the run folder."""
+        if self.options["select"] == "last":
+            self.kept = record["epoch"]
+        elif validated:
+            clean, pgd = record["val_clean"], record["val_pgd"]
+            score = (clean, pgd) if self.defense.select == "clean" else (pgd, clean)
+            if self.best is None or score > self.best[0]:
+                self.best = score, {key: value.detach().clone() for key, value in self.current.state_dict().items()}
+                self.kept = record["epoch"]
+        self.run.best_epoch = self.kept
+        if self.run.path is not None and (validated or not self.options["validate_every"]):
+            with self.holding_kept_weights():
+                self.run.save()
+
+    @contextlib.contextmanager
+    def holding_kept_weights(self) -> Iterator[None]:
+        """Inside, the run's model holds the weights to keep; afterwards training goes on with its own."""
+        if self.best is None and self.average is None:
+            yield
+            return
+        own = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+        try:
+            self.restore()
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+    def restore(self) -> None:
+        """Put the weights to keep into the model."""
+        if self.best is not None:
+            self.model.load_state_dict(self.best[1])
+        elif self.average is not None and self.steps:
+            self.model.load_state_dict(self.average.module.state_dict())

@@ -1,0 +1,55 @@
+"""Data for the tests. The large sets are not part of the repository: tests that need them skip where they are not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def test_data():
+    """The folder with the sets for tests: `$ADVTRAIN_TEST_DATA`, or `shared/data` beside the repository."""
+    folder = Path(os.environ.get("ADVTRAIN_TEST_DATA") or BESIDE)
+    if not folder.is_dir():
+        pytest.skip("no data for tests: name their folder with ADVTRAIN_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10_mini(test_data):
+    """An .npz with 2,000 training and 1,000 test images of CIFAR-10."""
+    path = test_data / "mini" / "cifar10-mini.npz"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not among the data for tests")
+    return path
+
+
+@pytest.fixture(scope="session")
+def full_data(test_data, tmp_path_factory):
+    """A function: the folder with `NAME.npz` of a full set, unpacked from its shards once a session."""
+    unpacked = tmp_path_factory.mktemp("data")
+
+    def folder_with(name):
+        if (test_data / f"{name}.npz").is_file():
+            return test_data
+        if not (unpacked / f"{name}.npz").is_file():
+            if not (test_data / "unpack.py").is_file() or not list(test_data.glob(f"{name}*.zip")):
+                pytest.skip(f"{name} is not among the data for tests")
+            command = [sys.executable, str(test_data / "unpack.py"), str(unpacked), name]
+            subprocess.run(command, check=True, capture_output=True)
+        return unpacked
+
+    return folder_with
+
+
+@pytest.fixture
+def data_folder(tmp_path, monkeypatch):
+    """An empty data folder that `load_data` uses unless told otherwise."""
+    folder = tmp_path / "advtrain-data"
+    folder.mkdir()
+    monkeypatch.setenv("ADVTRAIN_DATA", str(folder))
+    return folder

@@ -1,0 +1,107 @@
+"""The caller's own images: one form from many, and a refusal for what is no data."""
+
+import numpy as np
+import pytest
+import torch
+from images import some_images
+from torch.utils.data import DataLoader, TensorDataset
+
+from advtrain import data_user
+from advtrain.data import Split, as_dataset, as_split
+from advtrain.errors import DataError
+
+
+def test_arrays_tensors_sets_and_loaders_give_the_same_split():
+    x, y = some_images(12)
+    expected = as_split((x, y))
+    tensors = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+    listed = [(image, int(label)) for image, label in zip(torch.from_numpy(x), y, strict=True)]
+    for form in ((x.transpose(0, 2, 3, 1), list(y)), tensors, listed, DataLoader(tensors, 5), expected):
+        split = as_split(form)
+        assert torch.equal(split.x, expected.x) and torch.equal(split.y, expected.y)
+
+
+def test_floats_stay_floats_and_doubles_doubles():
+    x = torch.rand(6, 1, 4, 4)
+    y = torch.zeros(6, dtype=torch.int32)
+    assert as_split((x, y)).x.dtype == torch.float32 and as_split((x, y)).y.dtype == torch.int64
+    assert as_split((x.double(), y)).x.dtype == torch.float64 and as_split((x.half(), y)).x.dtype == torch.float32
+
+
+def test_a_torchvision_style_set_of_pil_images_is_read_once():
+    from PIL import Image
+
+    class Photos(torch.utils.data.Dataset):
+        classes = ["cat", "dog"]
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, i):
+            return Image.fromarray(some_images(1, i, shape=(8, 9, 3), repeats=False)[0][0]), i % 2
+
+    data = as_dataset(Photos(), test=0.25, name="photos")
+    assert data.shape == (3, 8, 9) and data.classes == ("cat", "dog") and data.spec is None and data.name == "photos"
+    assert (len(data.train), len(data.val), len(data.test)) == (13, 2, 5)
+    assert as_dataset(data) is data
+
+
+def test_a_set_that_does_not_fit_is_sent_to_a_loader(monkeypatch):
+    x, y = some_images(20)
+    listed = [(image, int(label)) for image, label in zip(torch.from_numpy(x), y, strict=True)]
+    monkeypatch.setattr(data_user, "LIMIT", 1000)
+    with pytest.raises(DataError, match="pass a DataLoader"):
+        as_dataset(listed)
+
+
+def test_a_data_loader_is_kept_and_looked_at_without_touching_global_randomness():
+    x, y = some_images(20)
+    loader = DataLoader(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), 8, shuffle=True)
+    before = torch.random.get_rng_state()
+    data = as_dataset(loader, test=(x, y))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert data.train is loader and data.val is None and len(data.test) == 20 and data.num_classes == int(y.max()) + 1
+    assert data.shape == (3, 8, 8) and len(data.probe()) == 8 and "a DataLoader" in repr(data)
+    with pytest.raises(DataError, match="no test split"):
+        as_split(as_dataset(loader))
+    blind = DataLoader([(image, int(label)) for image, label in zip(torch.from_numpy(x), y, strict=True)], 4)
+    with pytest.raises(DataError, match="give num_classes"):
+        as_dataset(blind)
+    assert as_dataset(blind, num_classes=4).num_classes == 4
+
+
+@pytest.mark.parametrize(
+    ("obj", "message"),
+    [
+        (3, "obj='int' is not a Dataset, Split, pair"),
+        ((np.zeros((4, 3, 3, 3), np.uint8), np.zeros(4, int)), "beyond doubt"),
+        ((np.zeros((4, 3, 8, 8), np.int64), np.zeros(4, int)), "uint8"),
+        ((torch.zeros(4, 8, 8, 3), torch.zeros(4).long()), r"permute\(0, 3, 1, 2\)"),
+        ((torch.rand(4, 1, 8, 8), torch.zeros(3).long()), "one label for each image"),
+        ((torch.rand(4, 1, 8, 8), [0, 1, "a", 2]), "class numbers"),
+        ((torch.ones(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4).long()), "cut to integers"),
+        ([(torch.rand(1, 8, 8), 0), (torch.rand(1, 8, 9), 0), (torch.rand(1, 8, 9), 0)], "images differ"),
+        ([("a", 0), ("b", 1), ("c", 1)], "not an image"),
+        ([0, 1, 2], "not a pair"),
+        ([], "empty"),
+    ],
+)
+def test_what_is_no_data_is_refused(obj, message):
+    with pytest.raises(DataError, match=message):
+        as_dataset(obj)
+
+
+def test_sets_that_do_not_fit_each_other_are_refused():
+    with pytest.raises(DataError, match="test images"):
+        as_dataset(some_images(20), test=some_images(5, shape=(3, 9, 9)))
+    with pytest.raises(DataError, match="inside 0..2"):
+        as_dataset(some_images(20), num_classes=3)
+    with pytest.raises(DataError, match="classes"):
+        as_dataset(some_images(20), num_classes=4, classes=["a"])
+
+
+def test_a_split_checks_its_own_shapes_and_types():
+    with pytest.raises(DataError, match=r"\(N, C, H, W\)"):
+        Split(torch.zeros(2, 3, 4), torch.zeros(2).long())
+    with pytest.raises(DataError, match="int64"):
+        Split(torch.zeros(2, 3, 4, 4), torch.zeros(2))

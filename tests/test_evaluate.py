@@ -1,0 +1,120 @@
+"""Reports: right counts, right intervals, right words."""
+
+import pytest
+import torch
+from torch import nn
+
+import advtrain as at
+from advtrain.evaluate import PROTOCOLS, Row, interpret, wilson
+
+THREAT = at.Threat("linf", 0.3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return at.load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    net = at.build_model("small-cnn", digits, width=4)
+    return at.fit(net, at.defenses.FastAT(THREAT), digits, epochs=8, validate_every=0).model
+
+
+def test_counts_are_those_of_a_plain_loop(digits, model):
+    report = at.evaluate(model, digits.test, THREAT)
+    x, y = digits.test.images(), digits.test.y
+    assert report["clean"] == (model(x).argmax(1) == y).float().mean().item()
+    x_adv = at.attacks.fgsm(model, x, y, THREAT)
+    assert report.row("fgsm").correct == int((model(x_adv).argmax(1) == y).sum())
+    assert report["pgd"] <= report["fgsm"] <= report["clean"]
+
+
+def test_batch_size_changes_no_deterministic_count(digits, model):
+    one, other = (at.evaluate(model, digits.test[:60], THREAT, batch_size=size) for size in (60, 7))
+    assert one["clean"] == other["clean"] and one["fgsm"] == other["fgsm"]
+
+
+def test_a_linear_model_is_judged_exactly(digits):
+    """For a linear two-class model the robust images are those whose margin exceeds ε‖w‖₁: PGD must find all others."""
+    x = at.Rng(0).uniform(torch.empty(400, 1, 4, 4), 0.3, 0.7)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    weight, shift = net[1].weight[1] - net[1].weight[0], net[1].bias[1] - net[1].bias[0]
+    with torch.no_grad():
+        margin = x.flatten(1) @ weight + shift
+        margin -= (middle := margin.median())
+        net[1].bias[1] -= middle
+    y = (margin > 0).long()
+    threat = at.Threat("linf", 0.02)
+    robust = (margin.abs() > 0.02 * weight.abs().sum()).float().mean().item()
+    report = at.evaluate(net, (x, y), threat)
+    assert 0.1 < robust < 0.9 and report["clean"] > 0.99
+    assert report["pgd"] == pytest.approx(robust, abs=0.003) and report["fgsm"] == pytest.approx(robust, abs=0.003)
+
+
+def test_the_protocols_differ_where_the_papers_do():
+    threat = at.Threat("linf", 16 / 255)
+    assert PROTOCOLS["fast-bat"].size(threat) == pytest.approx(4 / 255)
+    assert PROTOCOLS["fgsm-rs"].size(threat) == pytest.approx(2 / 255)
+    assert PROTOCOLS["fast-bat"].describe(threat) == "50 steps of 4/255, 10 restarts, last iterate"
+    assert all((p.steps, p.restarts) == (50, 10) for p in PROTOCOLS.values())
+
+
+def test_strict_is_never_kinder_than_the_papers_protocol(digits, model):
+    strict, paper = (
+        at.evaluate(model, digits.test[:200], THREAT, protocol=p)["pgd"] for p in ("strict", "fast-bat")
+    )  # fmt: skip
+    assert strict <= paper
+
+
+def test_wilson_intervals_are_the_published_ones():
+    """Values from Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    published = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)}
+    for counts, ends in published.items():
+        assert wilson(*counts) == pytest.approx(ends, abs=5e-5)
+    with pytest.raises(at.errors.ArgumentError):
+        wilson(3, 2)
+
+
+def rows(fgsm, pgd, total=1000):
+    return {"fgsm": Row("fgsm", fgsm, total), "pgd": Row("pgd", pgd, total)}
+
+
+def test_the_words_follow_the_figures():
+    assert "Gradient masking: PGD breaks 80% of the images" in interpret(rows(600, 120))[0]
+    assert "no sign of gradient masking" in interpret(rows(440, 320))[0]
+    assert interpret(rows(80, 0))[0].startswith("Not robust")
+    assert "should not happen" in interpret(rows(300, 320))[0]
+    assert "AutoAttack" in interpret(rows(440, 320))[-1]
+    assert not any("masking:" in note for note in interpret(rows(4, 1, total=10)))  # too few images to say so
+
+
+def test_a_report_survives_json_and_renders(digits, model):
+    import json
+
+    report = at.evaluate(model, digits.test[:40], THREAT)
+    again = at.Report.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again == report and str(again) == str(report)
+    assert "clean" in str(report) and "<table>" in report._repr_html_()
+    with pytest.raises(at.errors.ArgumentError, match="name='autoattack' is not one of clean, fgsm, pgd"):
+        report["autoattack"]
+
+
+def test_the_model_comes_back_as_it_was(digits, model):
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    at.evaluate(model, digits.test[:20], THREAT)
+    assert model.training and all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    model.eval()
+
+
+def test_bad_input_is_named(digits, model):
+    with pytest.raises(at.errors.ArgumentError, match="protocol='pgd-50' is not one of strict"):
+        at.evaluate(model, digits.test, THREAT, protocol="pgd-50")
+    with pytest.raises(at.errors.ArgumentError, match="batch_size=0"):
+        at.evaluate(model, digits.test, THREAT, batch_size=0)
+    with pytest.raises(at.errors.DataError):
+        at.evaluate(model, (digits.test.images() * 255, digits.test.y), THREAT)
+    with pytest.raises(at.errors.DataError):
+        at.evaluate(model, digits.test[:0], THREAT)

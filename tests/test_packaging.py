@@ -1,0 +1,228 @@
+"""The files around the package agree with each other, and the package can be shipped."""
+
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import advtrain
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))
+
+import sync  # noqa: E402
+
+PYTHONS = ["3.10.0", "3.11.0", "3.12.0", "3.13.0", "3.14.0"]
+PLATFORMS = {
+    "linux": {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"},
+    "macos": {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix", "platform_machine": "arm64"},
+    "windows": {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt", "platform_machine": "AMD64"},
+}
+TORCH_PAIRS = {("2.15.0", "0.29.2"), ("2.12.0", "0.27.0")}  # seen to work together
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def lock_entries():
+    """(requirement, number of hashes) for each entry of requirements.lock."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    for entry in re.findall(r"^[A-Za-z].*\n(?:[ \t].*\n)*", text, flags=re.M):
+        yield Requirement(entry.split("\\")[0].strip()), entry.count("--hash=sha256:")
+
+
+@pytest.fixture(scope="module", params=[(python, system) for python in PYTHONS for system in PLATFORMS], ids="-".join)
+def locked(request):
+    """{name: version} of what the lock installs on one Python and platform."""
+    python, system = request.param
+    environment = {
+        **PLATFORMS[system],
+        "python_full_version": python,
+        "python_version": ".".join(python.split(".")[:2]),
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+    found = {}
+    for entry, _ in lock_entries():
+        if entry.marker is None or entry.marker.evaluate(environment):
+            assert normal(entry.name) not in found, f"two versions of {entry.name}"
+            (pin,) = entry.specifier
+            assert pin.operator == "=="
+            found[normal(entry.name)] = pin.version
+    return found
+
+
+def text_of_tracked_files():
+    for path in [*sync.files(), ROOT / "Makefile", ROOT / "requirements.lock", ROOT / ".ci" / "run"]:
+        yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+
+
+def test_lock_satisfies_every_dependency(locked):
+    for requirement in map(Requirement, sync.dependencies()):
+        assert requirement.specifier.contains(locked[normal(requirement.name)]), requirement
+
+
+def test_lock_takes_torch_and_torchvision_as_a_tried_pair(locked):
+    assert (locked["torch"], locked["torchvision"]) in TORCH_PAIRS
+
+
+def test_every_locked_file_has_a_hash():
+    assert all(hashes for _, hashes in lock_entries())
+
+
+def test_core_dependencies_have_lower_bounds_only():
+    for requirement in map(Requirement, sync.project()["dependencies"]):
+        assert [bound.operator for bound in requirement.specifier] == [">="], requirement
+
+
+def test_environment_yml_names_every_dependency_with_its_bound():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    assert text == sync.environment_yml()
+    for requirement in sync.dependencies():
+        assert f'- "{requirement}"\n' in text
+    assert "- --editable .\n" in text
+
+
+def test_generated_places_are_up_to_date():
+    stale = [path.relative_to(ROOT).as_posix() for path in sync.pending()]
+    assert not stale, "run `python tools/sync.py`"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'pip install "advtrain-book @ git+https://github.com/{}"',
+        '%pip install -q \\"advtrain-book @ git+https://github.com/{}@main\\"',
+        "git clone https://github.com/{}\ncd x",
+        "https://colab.research.google.com/github/{}/blob/main/book/02-adversarial-training.ipynb",
+        "[issues](https://github.com/{}/issues).",
+        "See https://github.com/{}.",
+    ],
+)
+def test_sync_moves_our_address_and_no_other(text):
+    ours = sync.repository().removeprefix("https://github.com/")
+    assert sync.with_address(text.format("someone/advtrain-book")) == text.format(ours)
+    other = "https://github.com/locuslab/fast_adversarial and https://github.com/someone/advtrain-bookshelf"
+    assert sync.with_address(other) == other
+
+
+def test_repository_address_is_written_out_in_no_other_form():
+    """Whatever mentions a repository of this name is the address in pyproject.toml."""
+    name = sync.repository().rpartition("/")[2]
+    for file, text in text_of_tracked_files():
+        if file != "tests/test_packaging.py":
+            for owner in re.findall(rf"github\.(?:com|io)[/:]([\w.-]+)/{re.escape(name)}\b", text):
+                assert f"github.com/{owner}/{name}" in sync.repository(), file
+
+
+def test_no_file_names_a_private_place():
+    forbidden = {
+        "a home folder": r"/(?:home|root|Users)/\w",
+        "a file address": r"file:/{3}",
+        "a package registry": r"\b(?:files\.pythonhosted|registry\.npmjs|conda\.anaconda|(?:test\.)?pypi)\.org\b",
+        "a package index": r"--(?:extra-)?index-url[ =]+(?!https://download\.pytorch\.org/whl/cpu\b)\S",
+        "another project's name": r"pip\d? install (?:-{1,2}\S+ )*[\"']?advtrain(?!-book)\b",
+    }
+    found = [
+        f"{file}: {what}: {match[0]}"
+        for file, text in text_of_tracked_files()
+        if file != "tests/test_packaging.py"
+        for what, pattern in forbidden.items()
+        for match in re.finditer(pattern, text)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+def test_documented_commands_exist(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    code = re.findall(r"`[^`\n]+`", text) + re.findall(r"^```.*?^```", text, flags=re.M | re.S)
+    used = {goal for piece in code for goal in re.findall(r"\bmake(?: [A-Z]+=\S+)* ([a-z-]+)", piece)}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    assert used and used <= targets
+
+
+def test_readme_shows_what_make_runs():
+    """The plain commands for readers without make are those of the Makefile."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    build = "jupyter-book build . --all -W -n --keep-going"
+    test = "-m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 tests book"
+    for command in [build, test]:
+        assert command in makefile
+        assert readme.count(command) >= 2
+    assert f"git clone {sync.repository()}\ncd {sync.repository().rpartition('/')[2]}\n" in readme
+
+
+def test_readme_quick_start_runs_as_written():
+    """At one epoch, the Python of the README's quick start does what it says."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"^```python\n(.*?)^```", readme, flags=re.M | re.S) if "at.fit" in block]
+    assert "epochs=30" in code
+    exec(compile(code.replace("epochs=30", "epochs=1"), "<README: quick start>", "exec"), {})
+
+
+def test_version_is_stated_once():
+    version = sync.project()["version"]
+    assert str(Version(version)) == version
+    assert importlib.metadata.version("advtrain-book") == version
+    assert advtrain.__version__ == version
+    for path in (ROOT / "advtrain").rglob("*.py"):
+        assert not re.search(r"__version__\s*=\s*[\"']\d", path.read_text(encoding="utf-8")), path
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1]
+    assert "\nmake test " in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_was_committed_after_one_complete_run(notebook):
+    """nbval compares nothing in a cell that was never run, and widgets without state break the page."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    counts = [cell["execution_count"] for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    for state in content["metadata"].get("widgets", {}).values():
+        assert state.get("state"), "saved by Colab? execute it with jupyter instead"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names inside a wheel built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("sources")
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ["advtrain", "book", "tests"]:
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]:
+        shutil.copy(ROOT / name, folder)
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True)
+    (path,) = (folder / "dist").iterdir()
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "advtrain").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    outside = {name for name in wheel if ".dist-info/" not in name}
+    assert outside == sources
+    assert "advtrain/py.typed" in outside
+    assert any(name.endswith(".npz") for name in outside), "the digits are missing"
+
+
+def test_wheel_holds_command_and_license(wheel):
+    assert any(name.endswith(".dist-info/entry_points.txt") for name in wheel)
+    assert any(name.endswith("/LICENSE") for name in wheel)

@@ -1,0 +1,127 @@
+"""Run folders: whole or not there, read back as they were, and nothing in them is ever executed."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import advtrain as at
+from advtrain.files import atomic, write_json
+
+THREAT = at.Threat("linf", 0.3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return at.load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def run(digits, tmp_path_factory):
+    model = at.build_model("small-cnn", digits, width=4)
+    return at.fit(model, at.defenses.PGD(THREAT, steps=2, label_smoothing=0.1), digits, epochs=2, out=tmp_path_factory.mktemp("runs") / "x")
+
+
+def test_a_run_comes_back_with_model_data_threat_and_history(run, digits):
+    again = at.load_run(run.path)
+    x = digits.test.images()
+    assert torch.equal(run.model(x), again.model(x))
+    assert again.threat == THREAT and again.defense == run.defense and again.history == run.history
+    assert torch.equal(again.data.test.x, digits.test.x) and torch.equal(again.data.val.y, digits.val.y)
+    assert (again.options, again.status, again.best_epoch) == (run.options, "finished", 2)
+
+
+def test_provenance_names_everything_that_made_the_figures(run):
+    source = json.loads((run.path / "provenance.json").read_text())
+    assert {"commit", "command", "seed", "date", "device", "threads", "python", "system", "versions"} <= source.keys()
+    assert source["versions"]["torch"] == torch.__version__.split("+")[0] or source["versions"]["torch"] == torch.__version__
+    assert not any(str(value).startswith("/") for value in source.values())
+
+
+def test_every_defense_survives_json():
+    for name, defense in at.defenses.DEFENSES.items():
+        made = defense(at.Threat("linf", 8 / 255), label_smoothing=0.2)
+        assert at.defenses.from_config(json.loads(json.dumps(made.config))) == made and made.config["name"] == name
+
+
+def test_own_models_and_data_are_given_back_by_their_owner(tmp_path):
+    x, y = at.Rng(0).uniform(torch.empty(60, 1, 4, 4), 0, 1), torch.arange(60) % 3
+
+    def net():
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+    run = at.fit(net(), at.defenses.Standard(THREAT), (x, y), epochs=1, out=tmp_path / "own")
+    with pytest.raises(at.errors.ArgumentError, match="was not made by build_model"):
+        at.load_run(tmp_path / "own")
+    again = at.load_run(tmp_path / "own", model=net())
+    assert torch.equal(again.model(x), run.model(x)) and again.data is None
+    with pytest.raises(at.errors.ArgumentError, match="does not fit"):
+        at.load_run(tmp_path / "own", model=nn.Linear(2, 2))
+
+
+def copy(run, folder):
+    again = at.load_run(run.path)
+    return again.save(folder / "copy")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.json", lambda data: data[: len(data) // 2]),
+        ("config.json", lambda data: b"[]"),
+        ("config.json", lambda data: data.replace(b'"format": 1', b'"format": 99')),
+        ("history.json", lambda data: b"\xff\xfe"),
+        ("model.safetensors", lambda data: data[:-10]),
+        ("model.safetensors", lambda data: b""),
+        ("model.safetensors", lambda data: os.urandom(200)),
+    ],
+)
+def test_damaged_files_are_named(run, tmp_path, name, damage):
+    folder = copy(run, tmp_path)
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    with pytest.raises(at.errors.FileError) as error:
+        at.load_run(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_a_missing_run_is_named(tmp_path):
+    with pytest.raises(at.errors.FileError, match="holds no run"):
+        at.load_run(tmp_path / "nowhere")
+
+
+class _Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_a_pickle_in_place_of_the_weights_executes_nothing(run, tmp_path):
+    folder = copy(run, tmp_path)
+    (folder / "model.safetensors").write_bytes(pickle.dumps(_Bomb(str(tmp_path / "exploded"))))
+    with pytest.raises(at.errors.FileError, match="not a safetensors file"):
+        at.load_run(folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
+    write_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(RuntimeError), atomic(tmp_path / "a.json") as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+
+
+def test_a_run_without_a_folder_says_so(digits):
+    run = at.fit(at.build_model("small-cnn", digits, width=4), at.defenses.Standard(THREAT), digits, epochs=1, validate_every=0)
+    with pytest.raises(at.errors.ArgumentError, match="path=None is not a folder"):
+        run.save()
+    assert "standard, finished after 1 epochs" in repr(run)

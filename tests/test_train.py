@@ -1,0 +1,249 @@
+"""The training loop: repeatable, honest about trouble, and the same maths as a loop written by hand."""
+
+import json
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import advtrain as at
+from advtrain.monitor import Monitor
+from advtrain.train import fit
+
+THREAT = at.Threat("linf", 0.3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return at.load_data("digits")
+
+
+def small(data, **options):
+    return at.build_model("small-cnn", data, width=4, **options)
+
+
+def weights(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name", at.defenses.DEFENSES)
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(digits, name):
+    runs = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)  # the global state must not matter
+        defense = at.defenses.DEFENSES[name](THREAT)
+        runs.append(weights(fit(small(digits), defense, digits, epochs=2, seed=3, val_steps=2).model))
+    assert same(*runs)
+    other = fit(small(digits), at.defenses.DEFENSES[name](THREAT), digits, epochs=2, seed=4, val_steps=2)
+    assert not same(runs[0], weights(other.model))
+
+
+def test_training_leaves_the_global_random_state_alone(digits):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    fit(small(digits), at.defenses.FastAT(THREAT), digits, epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_one_epoch_equals_a_loop_written_by_hand(digits):
+    """The same batches, the same draws, the maths of the paper spelt out: the same weights."""
+    from advtrain.loader import make_loader
+
+    run = fit(small(digits), at.defenses.FastAT(THREAT), digits, epochs=1, lr=0.05, schedule="constant", validate_every=0, seed=1)
+    model = small(digits).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for number, (x, y, _) in enumerate(make_loader(digits, 128, seed=1, device=torch.device("cpu")).epoch(0)):
+        noise = at.Rng(1, "step", number).child("init").uniform(x, -0.3, 0.3)
+        start = THREAT.project(x + noise, x).requires_grad_()
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(start), y, reduction="sum"), start)
+        x_adv = THREAT.project(start.detach() + 1.25 * 0.3 * grad.sign(), x)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x_adv), y).backward()
+        optimizer.step()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), run.model.parameters(), strict=True))
+
+
+def test_training_learns(digits):
+    run = fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=10)
+    assert run.history[-1]["val_clean"] > 0.9 and run.history[-1]["loss"] < run.history[0]["loss"] / 2
+    assert run.status == "finished" and run.best_epoch == 10 and not run.model.training
+
+
+def test_the_best_checkpoint_is_the_epoch_of_highest_validation_pgd(digits):
+    run = fit(small(digits), at.defenses.FastAT(THREAT), digits, epochs=5, lr=0.3, select="best")
+    best = max(run.history, key=lambda record: (record["val_pgd"], record["val_clean"]))
+    assert run.best_epoch == best["epoch"]
+    steps = at.attacks.pgd  # the weights given back are those that were validated
+    from advtrain.evaluate import count_correct
+
+    correct = count_correct(
+        run.model, digits.val, lambda x, y, rng: steps(run.model, x, y, THREAT, steps=10, step_size=0.075, rng=rng, check=False)
+    )
+    assert correct / len(digits.val) == best["val_pgd"]
+
+
+def test_weight_averaging_gives_back_the_average(digits):
+    """One epoch of known length: the average, computed by hand from the weights after each step."""
+    seen = []
+
+    class Spy(at.defenses.Standard):
+        def __call__(self, model, batch, progress):
+            seen.append([p.detach().clone() for p in model.parameters()])
+            return super().__call__(model, batch, progress)
+
+    model = small(digits)
+    raw = {}
+    run = fit(model, Spy(THREAT), digits, epochs=1, ema=0.9, validate_every=0, on_epoch=lambda r: raw.update(last=[p.detach().clone() for p in model.parameters()]))
+    after = [*seen[1:], raw["last"]]
+    average = after[0]
+    for step in after[1:]:
+        average = [0.9 * a + 0.1 * b for a, b in zip(average, step, strict=True)]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(average, run.model.parameters(), strict=True))
+
+
+def test_frozen_layers_stay_frozen(digits):
+    """Fine-tuning: a BatchNorm in evaluation mode and parameters without gradients are left as they are."""
+    model = small(digits, batch_norm=True).train()
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.eval()
+    next(model.parameters()).requires_grad_(False)
+    first, mean = next(model.parameters()).clone(), norm.running_mean.clone()
+    fit(model, at.defenses.FastAT(THREAT), digits, epochs=1, validate_every=0)
+    assert torch.equal(first, next(model.parameters())) and torch.equal(mean, norm.running_mean)
+
+
+@pytest.mark.parametrize("schedule", list(at.schedules.SCHEDULES))
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_schedule_trains(digits, schedule, optimizer):
+    lr = 0.05 if optimizer == "sgd" else 0.005
+    run = fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=4, lr=lr, schedule=schedule, optimizer=optimizer, validate_every=0)
+    assert run.history[-1]["loss"] < 2.2
+
+
+@pytest.mark.parametrize("name", list(at.schedules.SCHEDULES))
+def test_schedules_stay_between_zero_and_the_peak(name):
+    rates = [at.schedules.SCHEDULES[name](step, 40, 4) for step in range(40)]
+    assert all(0 <= rate.factor <= 1 + 1e-12 for rate in rates) and max(rate.factor for rate in rates) > 0.85
+
+
+def test_user_data_train_as_tensors_datasets_and_loaders(digits):
+    from torch.utils.data import DataLoader, TensorDataset
+
+    x, y = digits.train.images(), digits.train.y
+    pairs = TensorDataset(x, y)
+    for data in ((x, y), (digits.train.x, y), pairs, DataLoader(pairs, batch_size=64)):
+        model = at.build_model("small-cnn", digits, width=4)
+        run = fit(model, at.defenses.FastAT(THREAT), data, epochs=2)
+        assert math.isfinite(run.history[-1]["loss"]) and run.history[-1]["loss"] < 2.3
+
+
+def test_bf16_trains_and_images_stay_float32(digits):
+    class Spy(at.defenses.FastAT):
+        def __call__(self, model, batch, progress):
+            step = super().__call__(model, batch, progress)
+            assert step.delta.dtype == torch.float32 and step.logits.dtype == torch.bfloat16
+            assert self.threat.contains(batch.x + step.delta, batch.x).float().mean() > 0.5
+            return step
+
+    run = fit(small(digits), Spy(THREAT), digits, epochs=2, bf16=True)
+    assert math.isfinite(run.history[-1]["loss"])
+
+
+def test_ctrl_c_leaves_a_usable_run(digits, tmp_path):
+    def stop(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    run = fit(small(digits), at.defenses.FastAT(THREAT), digits, epochs=9, out=tmp_path / "run", on_epoch=stop)
+    assert run.status == "interrupted" and len(run.history) == 2
+    again = at.load_run(tmp_path / "run")
+    assert again.status == "interrupted" and same(weights(again.model), weights(run.model))
+    assert at.evaluate(again.model, again.data.test[:50], again.threat).row("clean").total == 50
+
+
+def test_a_nan_loss_stops_training_and_names_the_epoch(digits):
+    with pytest.raises(at.errors.TrainingError, match="loss is (nan|inf) in epoch 1: lower lr=1e"):
+        fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=2, lr=1e30, schedule="constant", validate_every=0)
+
+
+def test_a_constant_predictor_is_noticed(digits):
+    model = small(digits)
+    nn.init.zeros_(model.head.weight)
+    with torch.no_grad():
+        model.head.bias[3] = 100.0
+    with pytest.warns(at.errors.AdvtrainWarning, match="gives every image the same label"):
+        run = fit(model, at.defenses.Standard(THREAT), digits, epochs=2, lr=1e-9)
+    assert "same label" in run.notes[0]
+
+
+def test_the_monitor_speaks_when_pgd_collapses_under_a_standing_fgsm_and_only_then():
+    monitor = Monitor()
+    assert monitor.check(1, constant=False, fgsm=0.5, pgd=0.40) == []
+    assert monitor.check(2, constant=False, fgsm=0.6, pgd=0.35) == []
+    assert "catastrophic overfitting" in monitor.check(3, constant=False, fgsm=0.7, pgd=0.1)[0]
+    assert monitor.check(4, constant=False, fgsm=0.7, pgd=0.0) == []  # once is enough
+    assert Monitor(best_pgd=0.4).check(2, constant=False, fgsm=0.11, pgd=0.1) == []  # both fell: not masking
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs=0 is not an integer of at least 1"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"lr": -1.0}, "lr=-1.0 is not above 0"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"schedule": "cyclical"}, "schedule='cyclical' is not one of .*did you mean 'cyclic'"),
+        ({"optimizer": "SGD"}, "optimizer='SGD'"),
+        ({"momentum": 1.0}, r"momentum=1.0 is not in \[0, 1\)"),
+        ({"weight_decay": -1e-4}, "weight_decay=-0.0001"),
+        ({"ema": 1.0}, r"ema=1.0 is not in \(0, 1\)"),
+        ({"clip_grad": 0.0}, "clip_grad=0.0"),
+        ({"select": "first"}, "select='first'"),
+        ({"select": "best", "validate_every": 0}, "select='best' is not possible without validation"),
+        ({"validate_every": -1}, "validate_every=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"device": "tpu9"}, "device='tpu9' is not available here"),
+    ],
+)
+def test_bad_options_are_refused_before_the_first_step(digits, change, message):
+    model = small(digits)
+    before = weights(model)
+    with pytest.raises(at.errors.ArgumentError, match=message):
+        fit(model, at.defenses.FastAT(THREAT), digits, **change)
+    assert same(before, weights(model))
+
+
+def test_models_and_data_that_do_not_fit_are_refused(digits, tmp_path):
+    with pytest.raises(at.errors.ModelError):
+        fit(at.build_model("lenet+", shape=(1, 28, 28), num_classes=10, normalize=None), at.defenses.FastAT(THREAT), digits)
+    with pytest.raises(at.errors.ModelError, match="softmax"):
+        fit(nn.Sequential(small(digits), nn.Softmax(1)), at.defenses.FastAT(THREAT), digits)
+    with pytest.raises(at.errors.ModelError):
+        fit(at.build_model("small-cnn", digits, num_classes=3), at.defenses.FastAT(THREAT), digits)
+    with pytest.raises(at.errors.DataError, match="255"):
+        fit(small(digits), at.defenses.FastAT(THREAT), (digits.train.images() * 255, digits.train.y))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(at.errors.FileError, match="cannot write"):
+        fit(small(digits), at.defenses.FastAT(THREAT), digits, out=tmp_path / "file" / "run")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_an_earlier_run_is_not_overwritten_by_accident(digits, tmp_path):
+    fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, out=tmp_path / "run")
+    with pytest.raises(at.errors.FileError, match="already holds a run"):
+        fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, out=tmp_path / "run")
+    fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, out=tmp_path / "run", overwrite=True, seed=5)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 5
+
+
+def test_training_says_nothing_on_a_good_run(digits):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(small(digits), at.defenses.PGD(THREAT, steps=3), digits, epochs=2)
