@@ -73,8 +73,8 @@ def as_dataset(
         obj: what `as_split` takes; a `Dataset` passes through. A torch `Dataset` is read once: its random transforms
             would be frozen, so leave them out and use `augment`. A `DataLoader` is kept as it is, for sets that do not
             fit in memory: it brings its own order and augmentation.
-        test: the test images, in any form that `as_split` takes, or a share or count of `obj` to take for them. A fifth
-            if not given; none beside a `DataLoader`.
+        test: the test images, in any form that `as_split` takes, or a share or count of `obj` to take for them; 0 for
+            none. A fifth if not given; none beside a `DataLoader`.
         val: the same for validation: a tenth of what remains. Beside a `DataLoader` only images of its own count.
         seed: salts the hash that chooses the validation images.
         num_classes: number of classes; the number of `classes`, or the largest label plus one, if not given.

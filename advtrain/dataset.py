@@ -71,7 +71,7 @@ class Dataset:
         name: what to call it.
         train: a `Split`, or the caller's `DataLoader`.
         val: images to choose and stop by, `None` if none were set aside.
-        test: images to judge by at the end; `None` only beside a `DataLoader`.
+        test: images to judge by at the end, `None` if none were set aside.
         shape: (C, H, W) of one image.
         num_classes: number of classes.
         classes: their names; `classes[y]` is the name of label y.
@@ -212,7 +212,7 @@ def assemble(
     if not isinstance(val, Split):
         kept = len(train) - count_of(val, len(train), "val")
         train, val = train[:kept], train[kept:] if kept < len(train) else None
-    train, val, test = (part and Split(part.x.contiguous(), part.y) for part in (train, val, test))
+    train, val, test = (Split(part.x.contiguous(), part.y) if part else None for part in (train, val, test))
     shape = tuple(train.x.shape[1:])
     return Dataset(name, train, val, test, shape, len(classes), classes, mean, std, augment, spec)
 

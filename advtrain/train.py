@@ -18,7 +18,7 @@ from . import attacks
 from .checks import check_model
 from .data import as_dataset
 from .defense import Batch, Defense
-from .errors import AdvtrainWarning, OverfittingWarning, TrainingError, bad
+from .errors import TrainingError, bad
 from .evaluate import count_correct
 from .files import check_writable
 from .loader import make_loader
@@ -59,7 +59,9 @@ def fit(
     Args:
         model: a network that returns logits (B, K); trained in place.
         defense: the training loss, such as `advtrain.defenses.FastAT(threat)`.
-        data: a `Dataset` from `load_data`; a pair (x, y) of tensors; a torch `Dataset`; or a torch `DataLoader`.
+        data: a `Dataset` from `load_data`; or your own training images: a pair (x, y) of tensors, a torch `Dataset`, or a
+            torch `DataLoader`. A tenth of your own is set aside for validation (none of a `DataLoader`); `as_dataset`
+            gives control over that.
         epochs: passes over the data.
         batch_size: images per batch (a `DataLoader` keeps its own).
         lr: peak learning rate.
@@ -90,12 +92,13 @@ def fit(
         TrainingError: the loss is no longer finite.
 
     Warns:
-        OverfittingWarning: catastrophic overfitting, in the epoch in which validation shows it.
+        OverfittingWarning: catastrophic overfitting, in the epoch in which validation shows it; or masked gradients at the
+            end. The message is also kept in `run.notes`.
     """
     options = {key: value for key, value in locals().items() if key in RECORDED}
     check_options(options)
     device = find_device(device)
-    data = as_dataset(data)
+    data = as_dataset(data, test=0, seed=seed)  # whoever passes bare images keeps the test images elsewhere
     check_model(model.to(device), data.probe().to(device).images(), data.num_classes)
     if out is not None:
         check_writable(out, holding="config.json", overwrite=overwrite)
@@ -228,11 +231,12 @@ class _Loop:
 
     def report(self, record: dict[str, Any], constant: bool) -> None:
         """Say at once what the monitor sees, and note it in the run."""
-        for message in self.monitor.check(
-            record["epoch"], constant=constant, fgsm=record.get("val_fgsm"), pgd=record.get("val_pgd")
-        ):
+        for category, message in self.monitor.check(
+            record["epoch"], constant=constant, fgsm=record.get("val_fgsm"), pgd=record.get("val_pgd"),
+            final=record["epoch"] == self.options["epochs"] and self.defense.select == "pgd",
+        ):  # fmt: skip
             self.run.notes.append(message)
-            warnings.warn(message, OverfittingWarning if "overfitting" in message else AdvtrainWarning, stacklevel=4)
+            warnings.warn(message, category, stacklevel=4)
 
     def keep(self, record: dict[str, Any], validated: bool) -> None:
         """Remember the weights if they are the ones to keep, and write the run folder."""
