@@ -1,12 +1,12 @@
 """Fast adversarial training, to learn, use and judge.
 
-    import advtrain as at
+import advtrain as at
 
-    data = at.load_data("digits")
-    threat = at.Threat("linf", eps=0.3)
-    model = at.build_model("small-cnn", data)
-    run = at.fit(model, at.defenses.FastAT(threat), data, epochs=30, seed=0)
-    print(at.evaluate(run.model, data.test, threat))
+data = at.load_data("digits")
+threat = at.Threat("linf", eps=0.3)
+model = at.build_model("small-cnn", data)
+run = at.fit(model, at.defenses.FastAT(threat), data, epochs=30, seed=0)
+print(at.evaluate(run.model, data.test, threat))
 """
 
 from . import attacks, defenses, errors, schedules

@@ -19,11 +19,11 @@ from . import data as data_room
 from .attacks import ATTACKS
 from .defenses import DEFENSES
 from .errors import AdvtrainError, ArgumentError
-from .evaluate import PROTOCOLS, evaluate
+from .evaluate import PROTOCOLS, Report, evaluate
 from .files import write_json
 from .models import MODELS, build_model
 from .options import Radius, field_options, signature_options, summary
-from .runs import load_run, version
+from .runs import Run, load_run, version
 from .schedules import SCHEDULES
 from .threat import Threat
 from .train import fit
@@ -66,26 +66,63 @@ class _Train(click.Group):
             if option.name == "norm":
                 option.default, option.required = "linf", False
         general = [
-            click.Option(["--data", "data_name"], default="digits", show_default=True, help="digits, mnist, cifar10, …, or an .npz file."),
-            click.Option(["--model", "model_name"], type=click.Choice(list(MODELS)), help="By default one that suits the data."),
-            click.Option(["--model-option"], multiple=True, metavar="NAME=VALUE", help="An option of the model, such as width=16."),
-            click.Option(["--evaluate/--no-evaluate", "judge"], default=True, show_default=True, help="Judge the run on the test set."),
+            click.Option(
+                ["--data", "data_name"],
+                default="digits",
+                show_default=True,
+                help="digits, mnist, cifar10, …, or an .npz file.",
+            ),
+            click.Option(
+                ["--model", "model_name"], type=click.Choice(list(MODELS)), help="By default one that suits the data."
+            ),
+            click.Option(
+                ["--model-option"],
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="An option of the model, such as width=16.",
+            ),
+            click.Option(
+                ["--evaluate/--no-evaluate", "judge"],
+                default=True,
+                show_default=True,
+                help="Judge the run on the test set.",
+            ),
+            click.Option(
+                ["--report", "report_path"], help="Where to write the verdict as JSON, with history and provenance."
+            ),
         ]
 
-        def callback(data_name: str, model_name: str | None, model_option: tuple[str, ...], judge: bool, **values: Any) -> None:
+        def callback(
+            data_name: str, model_name: str | None, model_option: tuple[str, ...], judge: bool, report_path: str | None,
+            **values: Any,
+        ) -> None:  # fmt: skip
             part = {group: {o.name: values[o.name] for o in options} for group, options in groups.items()}
-            train(defense, data_name, model_name, _model_options(model_option), judge, part)
+            train(defense, data_name, model_name, _model_options(model_option), judge, report_path, part)
 
-        return click.Command(name, params=[*general, *sum(groups.values(), [])], callback=callback,
-                             help=inspect.getdoc(defense).split("\n\nArgs:")[0].replace("\n\n", "\n\n"),
-                             short_help=summary(defense))  # fmt: skip
+        return click.Command(
+            name,
+            params=[*general, *sum(groups.values(), [])],
+            callback=callback,
+            help=inspect.getdoc(defense).split("\n\nArgs:")[0],
+            short_help=summary(defense),
+        )
 
 
-main.add_command(_Train("train", help="Train a model with a defense, and judge it.\n\nadvtrain train DEFENSE --help lists the defense's own options.",
-                        short_help="Train a model with a defense, and judge it."))  # fmt: skip
+TRAIN_HELP = """Train a model with a defense, and judge it.
+
+`advtrain train DEFENSE --help` explains the defense and lists its options."""
+main.add_command(_Train("train", help=TRAIN_HELP, short_help=TRAIN_HELP.partition("\n")[0]))
 
 
-def train(defense: type, data_name: str, model_name: str | None, model_options: dict, judge: bool, part: dict[str, dict]) -> None:
+def train(
+    defense: type,
+    data_name: str,
+    model_name: str | None,
+    model_options: dict[str, Any],
+    judge: bool,
+    report_path: str | None,
+    part: dict[str, dict[str, Any]],
+) -> None:
     """What `advtrain train` does, given parsed options."""
     threat = Threat(**part["threat"])
     defense = defense(threat, **part["defense"])
@@ -98,22 +135,32 @@ def train(defense: type, data_name: str, model_name: str | None, model_options: 
         click.echo(f"note: {note}")
     if run.history:
         last = run.history[-1]
-        click.echo(f"{run.status} after {len(run.history)} epochs: loss {last['loss']:.3f}, accuracy on its own training images "
-                   f"{last['accuracy']:.1%}; weights of epoch {run.best_epoch}")  # fmt: skip
+        click.echo(
+            f"{run.status} after {len(run.history)} epochs: loss {last['loss']:.3f}, accuracy on its own training "
+            f"images {last['accuracy']:.1%}; weights of epoch {run.best_epoch}"
+        )
     if judge and run.status == "finished":
         report = evaluate(run.model, data.test, threat, seed=part["fit"]["seed"], progress=part["fit"]["progress"])
         click.echo(report)
-        if run.path:
-            write_json(run.path / "report.json", {**report.to_dict(), "protocol": "strict", "provenance": run.provenance})
+        for path in filter(None, (run.path and run.path / "report.json", report_path)):
+            write_json(path, result(report, "strict", run))
     if run.path:
         click.echo(f"saved in {run.path}")
     if run.status == "interrupted":
         sys.exit(130)
 
 
+def result(report: Report, protocol: Any, run: Run) -> dict[str, Any]:
+    """A verdict with everything needed to make it again, as JSON-able values."""
+    source = {"provenance": run.provenance, "run": run.config, "history": run.history}
+    return {**report.to_dict(), "protocol": protocol, **source}
+
+
 @main.command("evaluate", short_help="Judge a trained run: clean, FGSM and PGD-50-10 accuracy.")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="strict", show_default=True, help="Whose PGD-50-10.")
+@click.option(
+    "--protocol", type=click.Choice(list(PROTOCOLS)), default="strict", show_default=True, help="Whose PGD-50-10."
+)
 @click.option("--steps", type=int, help="PGD steps instead of the protocol's.")
 @click.option("--restarts", type=int, help="PGD restarts instead of the protocol's.")
 @click.option("--step-size", type=Radius(), help="PGD step size in pixel units instead of the protocol's.")
@@ -124,22 +171,38 @@ def train(defense: type, data_name: str, model_name: str | None, model_options: 
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the report as JSON.")
-def evaluate_command(run_folder: Path, protocol: str, eps: float | None, split: str, limit: int | None, batch_size: int,
-                     seed: int, device: str, out: Path | None, **changes: Any) -> None:  # fmt: skip
-    """Judge the run in the folder RUN: accuracy on clean images, under FGSM and under PGD-50-10, with 95 % intervals."""
+def evaluate_command(
+    run_folder: Path,
+    protocol: str,
+    eps: float | None,
+    split: str,
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+    device: str,
+    out: Path | None,
+    **changes: Any,
+) -> None:
+    """Judge the run in the folder RUN: accuracy on clean images, under FGSM, under PGD-50-10, with 95 % intervals."""
     run = load_run(run_folder, device=device)
     if run.data is None:
-        raise ArgumentError("data=None is not available: this run's data are not on this machine; see advtrain data --help")
+        raise ArgumentError(
+            "data=None is not available: this run's data are not on this machine; see advtrain data --help"
+        )
     images = getattr(run.data, split)
     if images is None:
         raise ArgumentError(f"split={split!r} is not there: the run was trained with val=0")
     threat = run.threat if eps is None else dataclasses.replace(run.threat, eps=eps)
-    chosen = dataclasses.replace(PROTOCOLS[protocol], **{key: value for key, value in changes.items() if value is not None})
-    report = evaluate(run.model, images[:limit] if limit else images, threat, protocol=chosen, batch_size=batch_size, seed=seed)
+    chosen = dataclasses.replace(
+        PROTOCOLS[protocol], **{key: value for key, value in changes.items() if value is not None}
+    )
+    report = evaluate(
+        run.model, images[:limit] if limit else images, threat, protocol=chosen, batch_size=batch_size, seed=seed
+    )
     click.echo(f"{run.defense.name} on {run.data.name}, {split} split")
     click.echo(report)
     if out:
-        write_json(out, {**report.to_dict(), "protocol": dataclasses.asdict(chosen), "provenance": run.provenance})
+        write_json(out, result(report, dataclasses.asdict(chosen), run))
 
 
 @main.command("list")

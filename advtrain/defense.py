@@ -62,8 +62,8 @@ class Step(NamedTuple):
 class Defense:
     """Base of all defenses: a plain object with visible hyper-parameters, never an `nn.Module`.
 
-    Write a defense by subclassing this as a dataclass, with the paper's defaults, and implementing `__call__`. The fields
-    are its configuration: `repr`, JSON and the command line's options are made from them.
+    Write a defense by subclassing this as a dataclass, with the paper's defaults, and implementing `__call__`. The
+    fields are its configuration: `repr`, JSON and the command line's options are made from them.
 
     Args:
         threat: the threat model to train against.
@@ -87,7 +87,12 @@ class Defense:
         if not isinstance(self.threat, Threat):
             bad("threat", self.threat, "a Threat", 'write Threat("linf", eps=8/255)')
         if self.threat.norm not in self.norms:
-            bad("threat.norm", self.threat.norm, f"{' or '.join(self.norms)}", f"{type(self).__name__} is not defined for it")
+            bad(
+                "threat.norm",
+                self.threat.norm,
+                f"{' or '.join(self.norms)}",
+                f"{type(self).__name__} is not defined for it",
+            )
         one_of("bn", self.bn, BN_MODES)
         self.require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
 
@@ -132,7 +137,9 @@ class Defense:
 
 def number(value: Any, low: float, high: float = math.inf) -> bool:
     """True for a finite real number in (low, high]."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low < value <= high and math.isfinite(value)
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and low < value <= high and math.isfinite(value)
+    )
 
 
 __all__ = ["ArgumentError", "Batch", "Defense", "Step", "number"]

@@ -80,8 +80,8 @@ class Row:
 class Report:
     """Accuracies with intervals, and what they mean in words.
 
-    `report["pgd"]` is the accuracy under that attack, in [0, 1]; `report.rows` has counts and intervals; `print(report)`
-    shows a table.
+    `report["pgd"]` is the accuracy under that attack, in [0, 1]; `report.rows` has counts and intervals;
+    `print(report)` shows a table.
     """
 
     threat: Threat
@@ -116,7 +116,10 @@ class Report:
     def __str__(self) -> str:
         norm = {"linf": "ℓ∞", "l2": "ℓ2"}[self.threat.norm]
         lines = [f"{self.rows[0].total} images, {norm} ε = {format_eps(self.threat.eps)}" if self.rows else "no rows"]
-        lines += [f"{name:<8}{value:>7}   95 % interval {ends:<17}{details}".rstrip() for name, value, ends, details in self._cells()]
+        lines += [
+            f"{name:<8}{value:>7}   95 % interval {ends:<17}{details}".rstrip()
+            for name, value, ends, details in self._cells()
+        ]
         return "\n".join(lines + self.notes)
 
     __repr__ = __str__
@@ -144,11 +147,13 @@ def interpret(rows: dict[str, Row]) -> list[str]:
         notes.append("Not robust: PGD breaks nearly every image.")
     if fgsm.interval[0] > pgd.interval[1] and broken > MASKED:
         notes.append(
-            f"Gradient masking: {figures}. The model has learnt to fool the single step, not to resist; its FGSM accuracy "
-            "says nothing about robustness."
+            f"Gradient masking: {figures}. The model has learnt to fool the single step, not to resist; its FGSM "
+            "accuracy says nothing about robustness."
         )
     elif fgsm.correct < pgd.correct:
-        notes.append("FGSM is stronger than PGD here, which should not happen: look for masked gradients or too few steps.")
+        notes.append(
+            "FGSM is stronger than PGD here, which should not happen: look for masked gradients or too few steps."
+        )
     elif broken > CURVED:
         notes.append(f"{figures}: within ε the loss is far from linear. Judge by PGD or stronger, never by FGSM.")
     else:
@@ -215,8 +220,8 @@ def evaluate(
 
     Args:
         model: returns logits; judged in evaluation mode on the device it is on, and left as it was.
-        data: a `Split`, such as `data.test`; a `Dataset` (its test split); or a pair (x, y) with x (B, C, H, W) uint8 in
-            0..255 or float in [0, 1] and y (B,) integers.
+        data: a `Split`, such as `data.test`; a `Dataset` (its test split); or a pair (x, y) with x (B, C, H, W) uint8
+            in 0..255 or float in [0, 1] and y (B,) integers.
         threat: what the attacker may do.
         protocol: a name in `PROTOCOLS` (`"strict"`, `"fast-bat"`, `"gradalign"`, `"fgsm-rs"`, `"n-fgsm"`) or a
             `Protocol` with steps, restarts, step size and which iterate counts.
@@ -225,8 +230,8 @@ def evaluate(
         progress: show a bar; by default only in a terminal or a notebook.
 
     Returns:
-        A `Report` with the rows `"clean"`, `"fgsm"`, `"pgd"`. This is an upper bound of robustness: only AutoAttack, or an
-        attack made for the defense, supports the word robust.
+        A `Report` with the rows `"clean"`, `"fgsm"`, `"pgd"`. This is an upper bound of robustness: only AutoAttack,
+        or an attack made for the defense, supports the word robust.
 
     Raises:
         ArgumentError, DataError, ModelError: see `advtrain.errors`.

@@ -88,4 +88,6 @@ def check_writable(folder: str | os.PathLike, *, holding: str, overwrite: bool) 
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise FileError(f"cannot write to {folder}: {error.strerror or error}; choose a folder you may write to") from error
+        raise FileError(
+            f"cannot write to {folder}: {error.strerror or error}; choose a folder you may write to"
+        ) from error

@@ -33,7 +33,9 @@ def attacking(model: nn.Module, bn: str = "eval") -> Iterator[nn.Module]:
     one_of("bn", bn, BN_MODES)
     training = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if bn == "batch" else []
+    tracking = (
+        [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if bn == "batch" else []
+    )
     try:
         for parameter in frozen:
             parameter.requires_grad_(False)

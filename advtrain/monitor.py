@@ -13,11 +13,11 @@ class Monitor:
     """Watches training epoch by epoch and says what it sees, once per kind.
 
     Catastrophic overfitting (Wong, Rice and Kolter 2020, arXiv 2001.03994, section 5.4): accuracy under PGD collapses
-    while accuracy under the training attack stays or rises. Reported in the epoch in which PGD accuracy is below half of
-    its best value so far, and at least 10 points down, while the single step is still resisted: FGSM accuracy at least 15
-    points above PGD's. A run whose PGD accuracy never rose has nothing to collapse from; if it ends with PGD breaking
-    most of what FGSM leaves correct, that is reported after the last epoch. (Early in training every defense passes
-    through that state.)
+    while accuracy under the training attack stays or rises. Reported in the epoch in which PGD accuracy is below half
+    of its best value so far, and at least 10 points down, while the single step is still resisted: FGSM accuracy at
+    least 15 points above PGD's. A run whose PGD accuracy never rose has nothing to collapse from; if it ends with PGD
+    breaking most of what FGSM leaves correct, that is reported after the last epoch. (Early in training every defense
+    passes through that state.)
     """
 
     best_pgd: float = 0.0
@@ -36,19 +36,27 @@ class Monitor:
         """
         found = []
         if constant and epoch > 1:
-            found.append(("constant", AdvtrainWarning, "the model gives every image the same label. The learning rate or ε "
-                          "is probably too large, or the data are in the wrong range."))  # fmt: skip
+            message = (
+                "the model gives every image the same label. The learning rate or ε is probably too large, or the data "
+                "are in the wrong range."
+            )
+            found.append(("constant", AdvtrainWarning, message))
         if pgd is not None and fgsm is not None:
             self.best_pgd = max(self.best_pgd, pgd)
+            advice = "Use a random start, a smaller step, or a stronger defense."
             standing = fgsm > pgd + 0.15
             if standing and pgd < self.best_pgd / 2 and pgd < self.best_pgd - 0.10:
-                found.append(("masking", OverfittingWarning, "catastrophic overfitting. Validation accuracy under PGD fell "
-                              f"from {self.best_pgd:.1%} to {pgd:.1%}, under FGSM it is {fgsm:.1%}. The model masks its "
-                              "gradient; use a random start, a smaller step, or a stronger defense."))  # fmt: skip
+                message = (
+                    f"catastrophic overfitting. Validation accuracy under PGD fell from {self.best_pgd:.1%} to "
+                    f"{pgd:.1%}, under FGSM it is {fgsm:.1%}: the model masks its gradient. {advice}"
+                )
+                found.append(("masking", OverfittingWarning, message))
             elif standing and final and fgsm > 0.3 and pgd < (1 - MASKED) * fgsm:
-                found.append(("masking", OverfittingWarning, f"training ends with masked gradients: validation accuracy is "
-                              f"{fgsm:.1%} under FGSM and {pgd:.1%} under PGD. Use a random start, a smaller step, or a "
-                              "stronger defense."))  # fmt: skip
+                message = (
+                    f"training ends with masked gradients: validation accuracy is {fgsm:.1%} under FGSM and {pgd:.1%} "
+                    f"under PGD. {advice}"
+                )
+                found.append(("masking", OverfittingWarning, message))
         fresh = [(category, f"epoch {epoch}: {message}") for kind, category, message in found if kind not in self.said]
         self.said |= {kind for kind, *_ in found}
         return fresh

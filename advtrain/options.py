@@ -18,7 +18,6 @@ from .recipe import OPTIMIZERS
 from .schedules import SCHEDULES
 from .threat import NORMS, parse_eps
 
-
 CHOICES: dict[str, Iterable[str]] = {
     "bn": BN_MODES,
     "norm": NORMS,
@@ -80,7 +79,11 @@ def make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
     kind = kinds[0] if kinds else str
     flag = "--" + name.replace("_", "-")
     required = default in (inspect.Parameter.empty, dataclasses.MISSING)
-    settings: dict[str, Any] = {"help": text, "required": required, "show_default": default is not None and not required}
+    settings: dict[str, Any] = {
+        "help": text,
+        "required": required,
+        "show_default": default is not None and not required,
+    }
     if not required:
         settings["default"] = default
     if kind is bool:
@@ -104,7 +107,9 @@ def documented(thing: Any) -> dict[str, str]:
     texts: dict[str, str] = {}
     for owner in reversed(getattr(thing, "__mro__", (thing,))):
         section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(owner.__doc__ or ""), re.DOTALL | re.MULTILINE)
-        for names, text in re.findall(r"^    (\w[\w, ]*): (.*?)(?=^    \w|\Z)", section[1] if section else "", re.DOTALL | re.MULTILINE):
+        for names, text in re.findall(
+            r"^    (\w[\w, ]*): (.*?)(?=^    \w|\Z)", section[1] if section else "", re.DOTALL | re.MULTILINE
+        ):
             for name in names.split(", "):
                 texts[name] = " ".join(text.split()).replace("`", "")
     return texts

@@ -1,8 +1,9 @@
 """Randomness with a name.
 
-A draw is keyed, not taken from a global state: `Rng(seed, step).child("init")` gives the same numbers whatever was drawn
-before it, on whatever path the program got there. That one rule makes runs repeatable, lets a resumed run continue
-exactly, keeps draws nested (restart 3 is the same with 5 restarts or 50), and allows recorded draws to be replayed.
+A draw is keyed, not taken from a global state: `Rng(seed, step).child("init")` gives the same numbers whatever was
+drawn before it, on whatever path the program got there. That one rule makes runs repeatable, lets a resumed run
+continue exactly, keeps draws nested (restart 3 is the same with 5 restarts or 50), and allows recorded draws to be
+replayed.
 """
 
 from __future__ import annotations

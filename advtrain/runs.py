@@ -6,8 +6,8 @@
       provenance.json     commit, versions, device, command, date
       model.safetensors   the weights
 
-Each file is written beside its place and renamed, so a folder is never half-written. Nothing in it is executed on loading:
-JSON and safetensors only.
+Each file is written beside its place and renamed, so a folder is never half-written. Nothing in it is executed on
+loading: JSON and safetensors only.
 """
 
 from __future__ import annotations
@@ -99,12 +99,14 @@ class Run:
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
-        figures = ", ".join(f"{key} {last[key]:.1%}" for key in ("accuracy", "val_clean", "val_pgd") if key in last)
-        where = f", {self.path}" if self.path else ""
-        return f"Run({self.defense.name}, {self.status} after {len(self.history)} epochs{', ' + figures if figures else ''}{where})"
+        parts = [self.defense.name, f"{self.status} after {len(self.history)} epochs"]
+        parts += [f"{key} {last[key]:.1%}" for key in ("accuracy", "val_clean", "val_pgd") if key in last]
+        return f"Run({', '.join([*parts, *([str(self.path)] if self.path else [])])})"
 
 
-def load_run(path: str | Path, *, model: nn.Module | None = None, data: Dataset | None = None, device: str = "cpu") -> Run:
+def load_run(
+    path: str | Path, *, model: nn.Module | None = None, data: Dataset | None = None, device: str = "cpu"
+) -> Run:
     """Read a run folder: `run.model`, `run.data`, `run.threat`, `run.defense`, `run.history`.
 
     Args:
@@ -123,7 +125,9 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, data: Dataset 
     config = read_json(folder / "config.json")
     try:
         if config["format"] != FORMAT:
-            raise FileError(f"{folder} has format {config['format']!r}, this version reads {FORMAT}: update advtrain-book")
+            raise FileError(
+                f"{folder} has format {config['format']!r}, this version reads {FORMAT}: update advtrain-book"
+            )
         defense = from_config(config["defense"])
         if model is None:
             if not config["model"]:
@@ -201,8 +205,11 @@ def git_commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
+
         def git(*words: str) -> str:
-            return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True).stdout
+            return subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
 
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno").strip() else "")
     except (OSError, subprocess.SubprocessError):

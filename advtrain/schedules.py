@@ -50,7 +50,7 @@ def cosine(step: int, total: int, per_epoch: int) -> Rate:
 
 
 def multistep(step: int, total: int, per_epoch: int) -> Rate:
-    """A tenth after half of training, a hundredth after three quarters (Rice, Wong and Kolter 2020, arXiv 2002.11569)."""
+    """A tenth after half of training, a hundredth after three quarters; Rice et al. (2020), arXiv 2002.11569."""
     return Rate(0.1 ** sum(step >= total * share for share in (0.5, 0.75)))
 
 
@@ -83,7 +83,7 @@ def sat(step: int, total: int, per_epoch: int) -> Rate:
 
 
 def rvs(step: int, total: int, per_epoch: int) -> Rate:
-    """Robustness-via-Synthesis classifier (Baytaş and Deb 2023): a tenth after 60/201, a hundredth after 90/201 of the steps.
+    """Robustness-via-Synthesis (Baytaş and Deb 2023), classifier: a tenth after 60/201, a hundredth after 90/201.
 
     With the authors' 201,000 steps these are steps 60,000 and 90,000; the step at the boundary keeps the old rate.
     """

@@ -79,8 +79,8 @@ class Threat:
             delta = x_adv.to(wide) - x.to(wide)
             length = _lengths(delta)
             # A hair inside the sphere, and rounded towards x, so that the result is a member in float64 as well.
-            shrunk = _add_towards(x, (delta * (self.eps * (1 - 1e-6) / length.clamp(min=1e-300 if wide == torch.float64 else 1e-30))).to(x.dtype))
-            return torch.where(length <= self.eps, x_adv, shrunk)
+            scale = self.eps * (1 - 1e-6) / length.clamp(min=self.eps)
+            return torch.where(length <= self.eps, x_adv, _add_towards(x, (delta * scale).to(x.dtype)))
 
         return onto_l2
 
@@ -163,8 +163,8 @@ def _inside(value: float, dtype: torch.dtype, direction: int) -> float:
 def _add_towards(x: Tensor, delta: float | Tensor) -> Tensor:
     """x + delta, rounded towards x, so that the exact distance to x never exceeds |delta|.
 
-    Knuth's two-sum gives the rounding error of a floating-point sum exactly; where the sum went beyond, step back by one
-    unit in the last place.
+    Knuth's two-sum gives the rounding error of a floating-point sum exactly; where the sum went beyond, step back by
+    one unit in the last place.
     """
     if isinstance(delta, float):  # first to a number of x's own precision, not larger in magnitude
         delta = torch.tensor(_inside(delta, x.dtype, -1 if delta > 0 else +1), dtype=x.dtype, device=x.device)

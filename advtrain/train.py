@@ -29,6 +29,7 @@ from .rng import Rng
 from .runs import Run, provenance
 from .schedules import Schedule, get_schedule
 
+
 def fit(
     model: nn.Module,
     defense: Defense,
@@ -59,8 +60,8 @@ def fit(
     Args:
         model: a network that returns logits (B, K); trained in place.
         defense: the training loss, such as `advtrain.defenses.FastAT(threat)`.
-        data: a `Dataset` from `load_data`; or your own training images: a pair (x, y) of tensors, a torch `Dataset`, or a
-            torch `DataLoader`. A tenth of your own is set aside for validation (none of a `DataLoader`); `as_dataset`
+        data: a `Dataset` from `load_data`; or your own training images: a pair (x, y) of tensors, a torch `Dataset`, or
+            a torch `DataLoader`. A tenth of your own is set aside for validation (none of a `DataLoader`); `as_dataset`
             gives control over that.
         epochs: passes over the data.
         batch_size: images per batch (a `DataLoader` keeps its own).
@@ -92,8 +93,8 @@ def fit(
         TrainingError: the loss is no longer finite.
 
     Warns:
-        OverfittingWarning: catastrophic overfitting, in the epoch in which validation shows it; or masked gradients at the
-            end. The message is also kept in `run.notes`.
+        OverfittingWarning: catastrophic overfitting, in the epoch in which validation shows it; or masked gradients at
+            the end. The message is also kept in `run.notes`.
     """
     options = {key: value for key, value in locals().items() if key in RECORDED}
     check_options(options)
@@ -108,7 +109,10 @@ def fit(
 
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
     run.provenance, run.path = provenance(seed, device), Path(out) if out is not None else None
-    loader = make_loader(data, batch_size, seed=seed, device=device)
+    on_gpu = device.type == "cuda"
+    loader = make_loader(data, batch_size, seed=seed, device=device, channels_last=on_gpu)
+    if on_gpu:
+        model.to(memory_format=torch.channels_last)  # tensor cores want channels last
     if not model.training:
         model.train()  # a model in evaluation mode comes from an earlier use; single frozen layers stay as they are
     with own_global_randomness(seed, device):
@@ -122,7 +126,9 @@ def fit(
                 run.status = "finished"
             except KeyboardInterrupt:
                 run.status = "interrupted"
-                run.notes.append(f"interrupted in epoch {len(run.history) + 1}; the weights are those of epoch {loop.kept}")
+                run.notes.append(
+                    f"interrupted in epoch {len(run.history) + 1}; the weights are those of epoch {loop.kept}"
+                )
         loop.restore()
     model.eval()
     if run.path is not None:
@@ -180,7 +186,9 @@ class _Loop:
             )
         record["lr"] = self.options["lr"] * rate.factor
         every = self.options["validate_every"]
-        validated = bool(every) and self.run.data.val is not None and (number % every == 0 or number == self.options["epochs"])
+        validated = (
+            bool(every) and self.run.data.val is not None and (number % every == 0 or number == self.options["epochs"])
+        )
         if validated:
             record |= self.validate()
         record["seconds"] = round(time.perf_counter() - started, 3)

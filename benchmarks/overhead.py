@@ -78,7 +78,9 @@ def main() -> None:
         "largest_difference_of_the_final_weights": apart,
         "provenance": provenance(SEED, "cpu"),
     }
-    print(f"fit / by hand: {result['ratio']:.3f} (median of {options.rounds} rounds each), weights apart by {apart:.1e}")
+    print(
+        f"fit / by hand: {result['ratio']:.3f} (median of {options.rounds} rounds each), weights apart by {apart:.1e}"
+    )
     if options.out:
         write_json(options.out, result)
 

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the tests' tensors are small: more threads gain nothing, and lose much beside other programs
 
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

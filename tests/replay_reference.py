@@ -51,7 +51,9 @@ class Fixture:
 
     def model(self) -> nn.Module:
         """The tiny network of the file, with its weights and buffers, in training mode."""
-        net = TinyConv(self["x"].shape[1], self.meta["activation"], bn=self.meta["arch"] == "tiny_conv_bn").to(self.dtype)
+        net = TinyConv(self["x"].shape[1], self.meta["activation"], bn=self.meta["arch"] == "tiny_conv_bn").to(
+            self.dtype
+        )
         net.load_state_dict({**self.under("param."), **self.under("buffer.")})
         return net.train()
 
@@ -200,7 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path}\t{key}\t{value:.1e}")
         worst = max(result, key=result.get)
         within = result[worst] <= tolerance
-        print(f"{path}: {'ok' if within else 'DIFFERS'}, largest {result[worst]:.1e} at {worst}, tolerance {tolerance:g}")
+        print(
+            f"{path}: {'ok' if within else 'DIFFERS'}, largest {result[worst]:.1e} at {worst}, tolerance {tolerance:g}"
+        )
         status = max(status, 0 if within else 1)
     return status
 

@@ -29,7 +29,21 @@ def fail(capsys, *arguments):
 
 
 def test_train_then_evaluate_is_the_python_api(tmp_path):
-    result = invoke("train", "fast-at", "--data", "digits", "--eps", "0.3", "--rel-step", "1.1", "--out", tmp_path / "x", *QUICK)
+    result = invoke(
+        "train",
+        "fast-at",
+        "--data",
+        "digits",
+        "--eps",
+        "0.3",
+        "--rel-step",
+        "1.1",
+        "--out",
+        tmp_path / "x",
+        "--report",
+        tmp_path / "verdict.json",
+        *QUICK,
+    )
     assert result.exit_code == 0 and "PGD breaks" in result.output and f"saved in {tmp_path / 'x'}" in result.output
 
     data, threat = at.load_data("digits"), at.Threat("linf", 0.3)
@@ -41,6 +55,7 @@ def test_train_then_evaluate_is_the_python_api(tmp_path):
     report = at.evaluate(here.model, data.test, threat)
     saved = json.loads((tmp_path / "x" / "report.json").read_text())
     assert at.Report.from_dict(saved) == report and saved["provenance"]["command"]
+    assert json.loads((tmp_path / "verdict.json").read_text()) == saved and len(saved["history"]) == 2
     again = invoke("evaluate", tmp_path / "x", "--out", tmp_path / "report.json")
     assert str(report) in again.output and str(report) in result.output
     assert at.Report.from_dict(json.loads((tmp_path / "report.json").read_text())) == report
@@ -48,8 +63,22 @@ def test_train_then_evaluate_is_the_python_api(tmp_path):
 
 def test_evaluate_takes_another_radius_protocol_and_part(tmp_path):
     invoke("train", "standard", "--eps", "0.3", "--out", tmp_path / "x", "--no-evaluate", *QUICK)
-    result = invoke("evaluate", tmp_path / "x", "--eps", "16/255", "--protocol", "fast-bat", "--steps", 3, "--restarts", 2,
-                    "--split", "val", "--limit", "30")  # fmt: skip
+    result = invoke(
+        "evaluate",
+        tmp_path / "x",
+        "--eps",
+        "16/255",
+        "--protocol",
+        "fast-bat",
+        "--steps",
+        3,
+        "--restarts",
+        2,
+        "--split",
+        "val",
+        "--limit",
+        "30",
+    )
     assert "30 images, ℓ∞ ε = 16/255" in result.output and "3 steps of 4/255, 2 restarts, last iterate" in result.output
 
 
@@ -75,7 +104,9 @@ def test_help_explains_every_option(name):
     import inspect
 
     fields = {field.name for field in dataclasses.fields(at.defenses.DEFENSES[name])} - {"threat"}
-    arguments = {key for key, p in inspect.signature(at.fit).parameters.items() if p.kind is p.KEYWORD_ONLY} - {"on_epoch"}
+    arguments = {key for key, p in inspect.signature(at.fit).parameters.items() if p.kind is p.KEYWORD_ONLY} - {
+        "on_epoch"
+    }
     assert fields | arguments <= options.keys()
     assert all(options.values()), [name for name, text in options.items() if not text]
     assert "Usage" in invoke("train", name, "--help").output
@@ -96,7 +127,10 @@ def test_fetched_data_are_listed_with_their_place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "fast-at", "--eps", "8"], "error: eps=8 is not in (0, 1]: pixels are in [0, 1], did you mean 8/255?"),
+        (
+            ["train", "fast-at", "--eps", "8"],
+            "error: eps=8 is not in (0, 1]: pixels are in [0, 1], did you mean 8/255?",
+        ),
         (["train", "fast-at"], "Missing option '--eps'"),
         (["train", "fast-at", "--eps", "eight"], "write 0.3 or 8/255"),
         (["train", "fastat", "--eps", "0.3"], "No such command 'fastat'"),

@@ -11,8 +11,9 @@ THREATS = [at.Threat("linf", 8 / 255), at.Threat("l2", 0.5)]
 
 
 def problem(dtype=torch.float64, shape=(1, 8, 8), n=6, seed=0):
-    model = at.build_model("small-cnn", shape=shape, num_classes=4, normalize=([0.3] * shape[0], [0.4] * shape[0]), width=4,
-                           batch_norm=True, seed=seed).to(dtype).train()  # fmt: skip
+    normalize = ([0.3] * shape[0], [0.4] * shape[0])
+    options = {"shape": shape, "num_classes": 4, "width": 4, "batch_norm": True, "normalize": normalize}
+    model = at.build_model("small-cnn", seed=seed, **options).to(dtype).train()
     x = at.Rng(seed, "x").uniform(torch.empty(n, *shape, dtype=dtype), -0.1, 1.1).clamp(0, 1)
     return model, at.Batch(x, at.Rng(seed, "y").integers(0, 4, (n,)), torch.arange(n), at.Rng(seed, "draws"))
 

@@ -70,7 +70,12 @@ def test_strict_is_never_kinder_than_the_papers_protocol(digits, model):
 
 def test_wilson_intervals_are_the_published_ones():
     """Values from Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
-    published = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)}
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
     for counts, ends in published.items():
         assert wilson(*counts) == pytest.approx(ends, abs=5e-5)
     with pytest.raises(at.errors.ArgumentError):

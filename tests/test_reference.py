@@ -23,7 +23,9 @@ def test_one_step_equals_the_authors_code_in_float64(path):
     assert differences[worst] <= 1e-9, f"{worst}: {differences[worst]:.1e}"
 
 
-@pytest.mark.parametrize("path", [path for path in READY if path.stem not in ("lr_schedules", "dlr_logits")], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in READY if path.stem not in ("lr_schedules", "dlr_logits")], ids=lambda p: p.stem
+)
 def test_one_step_equals_the_authors_code_in_float32(path):
     differences = replay_reference.replay(path, torch.float32)
     assert max(differences.values()) <= 2e-5, differences

@@ -22,7 +22,13 @@ def digits():
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory):
     model = at.build_model("small-cnn", digits, width=4)
-    return at.fit(model, at.defenses.PGD(THREAT, steps=2, label_smoothing=0.1), digits, epochs=2, out=tmp_path_factory.mktemp("runs") / "x")
+    return at.fit(
+        model,
+        at.defenses.PGD(THREAT, steps=2, label_smoothing=0.1),
+        digits,
+        epochs=2,
+        out=tmp_path_factory.mktemp("runs") / "x",
+    )
 
 
 def test_a_run_comes_back_with_model_data_threat_and_history(run, digits):
@@ -37,7 +43,10 @@ def test_a_run_comes_back_with_model_data_threat_and_history(run, digits):
 def test_provenance_names_everything_that_made_the_figures(run):
     source = json.loads((run.path / "provenance.json").read_text())
     assert {"commit", "command", "seed", "date", "device", "threads", "python", "system", "versions"} <= source.keys()
-    assert source["versions"]["torch"] == torch.__version__.split("+")[0] or source["versions"]["torch"] == torch.__version__
+    assert (
+        source["versions"]["torch"] == torch.__version__.split("+")[0]
+        or source["versions"]["torch"] == torch.__version__
+    )
     assert not any(str(value).startswith("/") for value in source.values())
 
 
@@ -121,7 +130,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
 
 
 def test_a_run_without_a_folder_says_so(digits):
-    run = at.fit(at.build_model("small-cnn", digits, width=4), at.defenses.Standard(THREAT), digits, epochs=1, validate_every=0)
+    run = at.fit(
+        at.build_model("small-cnn", digits, width=4), at.defenses.Standard(THREAT), digits, epochs=1, validate_every=0
+    )
     with pytest.raises(at.errors.ArgumentError, match="path=None is not a folder"):
         run.save()
     assert "standard, finished after 1 epochs" in repr(run)

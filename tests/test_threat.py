@@ -63,7 +63,7 @@ def test_projection_reaches_the_boundary():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_ascent_is_the_steepest_in_its_norm(norm):
-    """On a linear loss <g, δ>, a step of length s gains s·‖g‖ in the dual norm: the most any step of that length can."""
+    """On a linear loss <g, δ>, a step of length s gains s·‖g‖ in the dual norm: the most that any step can."""
     x = images(1, torch.float64)
     grad = at.Rng(3).normal(x)
     step = at.Threat(norm, 0.5).ascend(x, grad, 0.1) - x
@@ -84,7 +84,9 @@ def test_random_starts_fill_the_ball_evenly():
     assert abs(float(noise.mean())) < 0.01 and float(noise.abs().max()) > 0.199
     assert float(noise.std()) == pytest.approx(0.2 / math.sqrt(3), rel=0.03)
     lengths = (at.Threat("l2", 0.2).random_start(x) - x).flatten(1).norm(dim=1)
-    assert float((lengths < 0.1).double().mean()) == pytest.approx(0.5**4, abs=0.02)  # volume grows as r^4 in 4 dimensions
+    assert float((lengths < 0.1).double().mean()) == pytest.approx(
+        0.5**4, abs=0.02
+    )  # volume grows as r^4 in 4 dimensions
 
 
 def test_contains_rejects_what_is_outside_or_not_a_number():
@@ -111,7 +113,13 @@ def test_impossible_threats_are_refused_by_name(arguments, message):
 
 
 def test_radii_are_written_as_the_papers_do():
-    assert [format_eps(eps) for eps in (8 / 255, 0.5 / 255, 0.3, 1.0, 128 / 255)] == ["8/255", "0.5/255", "0.3", "1", "128/255"]
+    assert [format_eps(eps) for eps in (8 / 255, 0.5 / 255, 0.3, 1.0, 128 / 255)] == [
+        "8/255",
+        "0.5/255",
+        "0.3",
+        "1",
+        "128/255",
+    ]
     assert parse_eps("8/255") == 8 / 255 and parse_eps("0.3") == 0.3
     with pytest.raises(at.errors.ArgumentError, match="write 0.3 or 8/255"):
         parse_eps("eight")

@@ -56,7 +56,17 @@ def test_one_epoch_equals_a_loop_written_by_hand(digits):
     """The same batches, the same draws, the maths of the paper spelt out: the same weights."""
     from advtrain.loader import make_loader
 
-    run = fit(small(digits), at.defenses.FastAT(THREAT), digits, epochs=1, batch_size=128, lr=0.05, schedule="constant", validate_every=0, seed=1)
+    run = fit(
+        small(digits),
+        at.defenses.FastAT(THREAT),
+        digits,
+        epochs=1,
+        batch_size=128,
+        lr=0.05,
+        schedule="constant",
+        validate_every=0,
+        seed=1,
+    )
     model = small(digits).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     for number, (x, y, _) in enumerate(make_loader(digits, 128, seed=1, device=torch.device("cpu")).epoch(0)):
@@ -84,7 +94,9 @@ def test_the_best_checkpoint_is_the_epoch_of_highest_validation_pgd(digits):
     from advtrain.evaluate import count_correct
 
     correct = count_correct(
-        run.model, digits.val, lambda x, y, rng: steps(run.model, x, y, THREAT, steps=10, step_size=0.075, rng=rng, check=False)
+        run.model,
+        digits.val,
+        lambda x, y, rng: steps(run.model, x, y, THREAT, steps=10, step_size=0.075, rng=rng, check=False),
     )
     assert correct / len(digits.val) == best["val_pgd"]
 
@@ -100,7 +112,15 @@ def test_weight_averaging_gives_back_the_average(digits):
 
     model = small(digits)
     raw = {}
-    run = fit(model, Spy(THREAT), digits, epochs=1, ema=0.9, validate_every=0, on_epoch=lambda r: raw.update(last=[p.detach().clone() for p in model.parameters()]))
+    run = fit(
+        model,
+        Spy(THREAT),
+        digits,
+        epochs=1,
+        ema=0.9,
+        validate_every=0,
+        on_epoch=lambda r: raw.update(last=[p.detach().clone() for p in model.parameters()]),
+    )
     after = [*seen[1:], raw["last"]]
     average = after[0]
     for step in after[1:]:
@@ -123,7 +143,16 @@ def test_frozen_layers_stay_frozen(digits):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_every_schedule_trains(digits, schedule, optimizer):
     lr = 0.05 if optimizer == "sgd" else 0.005
-    run = fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=4, lr=lr, schedule=schedule, optimizer=optimizer, validate_every=0)
+    run = fit(
+        small(digits),
+        at.defenses.Standard(THREAT),
+        digits,
+        epochs=4,
+        lr=lr,
+        schedule=schedule,
+        optimizer=optimizer,
+        validate_every=0,
+    )
     assert run.history[-1]["loss"] < 2.2
 
 
@@ -170,7 +199,15 @@ def test_ctrl_c_leaves_a_usable_run(digits, tmp_path):
 
 def test_a_nan_loss_stops_training_and_names_the_epoch(digits):
     with pytest.raises(at.errors.TrainingError, match="loss is (nan|inf) in epoch 1: lower lr=1e"):
-        fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=2, lr=1e30, schedule="constant", validate_every=0)
+        fit(
+            small(digits),
+            at.defenses.Standard(THREAT),
+            digits,
+            epochs=2,
+            lr=1e30,
+            schedule="constant",
+            validate_every=0,
+        )
 
 
 def test_a_constant_predictor_is_noticed(digits):
@@ -226,7 +263,11 @@ def test_bad_options_are_refused_before_the_first_step(digits, change, message):
 
 def test_models_and_data_that_do_not_fit_are_refused(digits, tmp_path):
     with pytest.raises(at.errors.ModelError):
-        fit(at.build_model("lenet+", shape=(1, 28, 28), num_classes=10, normalize=None), at.defenses.FastAT(THREAT), digits)
+        fit(
+            at.build_model("lenet+", shape=(1, 28, 28), num_classes=10, normalize=None),
+            at.defenses.FastAT(THREAT),
+            digits,
+        )
     with pytest.raises(at.errors.ModelError, match="softmax"):
         fit(nn.Sequential(small(digits), nn.Softmax(1)), at.defenses.FastAT(THREAT), digits)
     with pytest.raises(at.errors.ModelError):

@@ -54,14 +54,18 @@ def write_record(**record):
 def create_venv():
     """Make .venv with the Python that runs this script, emptying what an interrupted setup left."""
     if sys.version_info < (3, 10):
-        sys.exit("Python 3.10 or newer is needed, this is %s (%s). Try: make PYTHON=python3.12"
-                 % (sys.version.split()[0], sys.executable))
+        sys.exit(
+            "Python 3.10 or newer is needed, this is %s (%s). Try: make PYTHON=python3.12"
+            % (sys.version.split()[0], sys.executable)
+        )
     try:
         import ensurepip  # noqa: F401  (Debian and Ubuntu ship Python without it)
         import venv  # noqa: F401
     except ImportError:
-        sys.exit("Python's venv module is missing. On Debian or Ubuntu: sudo apt install python%d.%d-venv"
-                 % sys.version_info[:2])
+        sys.exit(
+            "Python's venv module is missing. On Debian or Ubuntu: sudo apt install python%d.%d-venv"
+            % sys.version_info[:2]
+        )
     VENV.mkdir(exist_ok=True)
     write_record(unfinished=True)
     for path in VENV.iterdir():

@@ -11,5 +11,6 @@ from .single import fgsm, i_fgsm, mi_fgsm, r_fgsm
 ATTACKS = {"fgsm": fgsm, "r-fgsm": r_fgsm, "i-fgsm": i_fgsm, "mi-fgsm": mi_fgsm, "pgd": pgd}
 
 __all__ = [
-    "ATTACKS", "LOSSES", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fgsm", "i_fgsm", "mi_fgsm", "pgd", "r_fgsm",
+    "ATTACKS", "LOSSES", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fgsm", "i_fgsm", "mi_fgsm", "pgd",
+    "r_fgsm",
 ]  # fmt: skip

@@ -41,11 +41,11 @@ def check_attack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, target:
     """
     check_images(x)
     if x.dtype not in (torch.float32, torch.float64):
-        bad("x.dtype", x.dtype, "float32 or float64", "smaller types cannot hold an ε-ball; keep the images float32 and "
-            "run the model under torch.autocast", kind=DataError)  # fmt: skip
+        hint = "smaller types cannot hold an ε-ball; keep the images float32 and run the model under torch.autocast"
+        bad("x.dtype", x.dtype, "float32 or float64", hint, kind=DataError)
     if x.min() < threat.low or x.max() > threat.high:
-        bad("x", f"in [{float(x.min()):g}, {float(x.max()):g}]", f"inside the threat's box [{threat.low:g}, "
-            f"{threat.high:g}]", "attacks work on pixels; put normalisation inside the model", kind=DataError)  # fmt: skip
+        box, hint = f"[{threat.low:g}, {threat.high:g}]", "attacks work on pixels; put normalisation inside the model"
+        bad("x", f"{float(x.min()):g} to {float(x.max()):g}", f"inside the threat's box {box}", hint, kind=DataError)
     classes = check_model(model, x[:2])
     check_labels(y, classes, length=len(x))
     if target is not None:

@@ -45,7 +45,12 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted DLR (same paper, eq. 7), for at least four classes: -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)."""
     if logits.shape[1] < 4:
-        bad("loss", "dlr", f"defined for {logits.shape[1]} classes and a target", "the targeted DLR loss needs at least 4")
+        bad(
+            "loss",
+            "dlr",
+            f"defined for {logits.shape[1]} classes and a target",
+            "the targeted DLR loss needs at least 4",
+        )
     ordered = logits.sort(dim=1).values
     z_y, z_t = logits.gather(1, y[:, None]).squeeze(1), logits.gather(1, target[:, None]).squeeze(1)
     return -(z_y - z_t) / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12)

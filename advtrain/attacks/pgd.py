@@ -46,11 +46,11 @@ def pgd(
         random_start: begin at a uniform draw from the ball (otherwise at x, and restarts beyond one are pointless).
         loss: `"ce"`, `"cw"`, `"dlr"`, or a function of (logits, y) with one value per image.
         target: (B,) int64: move towards these classes instead of away from y.
-        keep: which iterates count. `"any"`: all of them, and a misclassified one outranks every loss; robust accuracy can
-            then only fall with more steps or restarts. `"last"`: only the last of each restart, the one of largest loss
-            among them: the protocol of the FAST-AT and FAST-BAT papers.
-        early_stop: stop working on an image once it is misclassified, and shrink the batch accordingly. The verdicts are
-            the same. Needs `keep="any"` and `bn="eval"`, and is then the default.
+        keep: which iterates count. `"any"`: all of them, and a misclassified one outranks every loss; robust accuracy
+            can then only fall with more steps or restarts. `"last"`: only the last of each restart, and among these the
+            one of largest loss: the protocol of the FAST-AT and FAST-BAT papers.
+        early_stop: stop working on an image once it is misclassified, and shrink the batch accordingly. The verdicts
+            are the same. Needs `keep="any"` and `bn="eval"`, and is then the default.
         rng: names the random starts. Start r is the same whatever the number of restarts.
         bn: see `advtrain.attacking`.
 
@@ -68,8 +68,8 @@ def pgd(
     if restarts > 1 and not random_start:
         bad("restarts", restarts, "1 without a random start", "every restart would be the same; set random_start=True")
     if early_stop and (keep, bn) != ("any", "eval"):
-        bad("early_stop", early_stop, f'possible with keep="{keep}", bn="{bn}"',
-            'dropping images changes which iterate is kept, and batch statistics; use keep="any", bn="eval"')  # fmt: skip
+        hint = 'dropping images changes which iterate is kept, and batch statistics; use keep="any", bn="eval"'
+        bad("early_stop", early_stop, f'possible with keep="{keep}", bn="{bn}"', hint)
     early_stop = (keep, bn) == ("any", "eval") if early_stop is None else early_stop
     if check:
         check_attack(model, x, y, threat, target)

@@ -1,8 +1,9 @@
 """Attacks that follow the gradient without keeping score: FGSM and its direct descendants.
 
-Shapes and ranges are those of the whole package: `x` (B, C, H, W) float32 or float64 in the threat's pixel box, `y` (B,)
-int64, and the result is like `x` and inside the threat. `model` returns logits. All raise `DataError` or `ModelError` for
-inputs that would make the result meaningless; `check=False` skips that, for callers that have checked already.
+Shapes and ranges are those of the whole package: `x` (B, C, H, W) float32 or float64 in the threat's pixel box, `y`
+(B,) int64, and the result is like `x` and inside the threat. `model` returns logits. All raise `DataError` or
+`ModelError` for inputs that would make the result meaningless; `check=False` skips that, for callers that have checked
+already.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ class FastAT(Defense):
 
         η ~ U(-ε, ε),  x₀ = clip(x + η),  δ = Π_ε(x₀ + α sign ∇CE(f_θ(x₀), y) - x),  min_θ CE(f_θ(x + δ), y)
 
-    with α = 1.25 ε. Follows the code of the FAST-BAT repository (OPTML-Group/Fast-BAT, mode `fast_at`), in which the start
-    is clipped to the pixel box and batch normalisation stays in training mode during the attack. Random start and step
-    size delay catastrophic overfitting; at large ε or with long training it still happens.
+    with α = 1.25 ε. Follows the code of the FAST-BAT repository (OPTML-Group/Fast-BAT, mode `fast_at`), in which the
+    start is clipped to the pixel box and batch normalisation stays in training mode during the attack. Random start and
+    step size delay catastrophic overfitting; at large ε or with long training it still happens.
 
     Cost: 2 forward and 2 backward passes per batch.
 

@@ -15,11 +15,12 @@ class FGSM(Defense):
 
     min_θ E[CE(f_θ(x + δ), y)] with δ = ε sign ∇_x CE(f_θ(x), y).
 
-    Goodfellow, Shlens and Szegedy (2015), arXiv 1412.6572, in the form that later papers call FGSM-AT: their paper mixes
-    clean and adversarial loss half and half (its section 6), while FGSM-AT trains on the adversarial images alone.
+    Goodfellow, Shlens and Szegedy (2015), arXiv 1412.6572, in the form that later papers call FGSM-AT: their paper
+    mixes clean and adversarial loss half and half (its section 6), while FGSM-AT trains on the adversarial images
+    alone.
 
-    The method is the textbook case of **catastrophic overfitting**: the network learns to mask its gradient, so that the
-    single step no longer finds the adversarial images which an iterated attack still finds. Not to be confused with
+    The method is the textbook case of **catastrophic overfitting**: the network learns to mask its gradient, so that
+    the single step no longer finds the adversarial images which an iterated attack still finds. Not to be confused with
     FAST-AT, which differs by a random start and a longer step.
 
     Cost: 2 forward and 2 backward passes per batch.

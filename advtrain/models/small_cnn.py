@@ -16,12 +16,13 @@ class SmallCNN(Classifier):
     No batch normalisation unless asked for: its mode during an attack is one question less for a first experiment. GELU
     rather than ReLU, because without normalisation PGD training at ε = 0.3 leaves some seeds of the ReLU net with dead
     units and one answer for every image; smooth activations are also what Xie et al. (2020, arXiv 2006.14536) recommend
-    for adversarial training. Strides in place of max-pooling keep the whole net smooth, so that second-order terms have a
-    closed form to test against.
+    for adversarial training. Strides in place of max-pooling keep the whole net smooth, so that second-order terms have
+    a closed form to test against.
 
     Hidden weights start Kaiming-normal with zero biases, as in the small CNN of TRADES (yaodongyu/TRADES), where
     PyTorch's default starts so small that without normalisation the first ten epochs on the digits are lost. The last
-    layer keeps PyTorch's default; TRADES has zeros there, under which input gradients, and every first attack, are zero.
+    layer keeps PyTorch's default; TRADES has zeros there, under which input gradients, and every first attack, are
+    zero.
 
     Args:
         shape: (C, H, W) with H, W >= 8.
