@@ -31,7 +31,7 @@ def attacking(model: nn.Module, bn: str = "eval") -> Iterator[nn.Module]:
     would un-freeze layers that the caller froze on purpose.
     """
     one_of("bn", bn, BN_MODES)
-    training = [(module, module.training) for module in model.modules()]
+    training = [(module, module.training) for module in model.modules()] if bn == "eval" else []
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracking = (
         [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if bn == "batch" else []

@@ -5,6 +5,7 @@ This is the only place that knows ε, the norm and the pixel box.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,14 +96,22 @@ class Threat:
         """
         return self.projector(x)(x_adv)
 
-    def random_start(self, x: Tensor, rng: Rng | None = None) -> Tensor:
-        """x plus noise drawn uniformly from the ε-ball, projected: where R-FGSM, PGD and FAST-AT begin."""
-        rng = rng or Rng(0)
+    def random_start(
+        self, x: Tensor, rng: Rng | None = None, project: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """x plus noise drawn uniformly from the ε-ball, projected: where PGD and FAST-AT begin.
+
+        Args:
+            x: (B, C, H, W) inside the box.
+            rng: names the draw; the default is always the same draw.
+            project: `projector(x)`, if the caller has it already.
+        """
+        rng, project = rng or Rng(0), project or self.projector(x)
         if self.norm == "linf":
-            return self.project(x + rng.uniform(x, -self.eps, self.eps), x)
+            return project(x + rng.uniform(x, -self.eps, self.eps))
         direction = rng.normal(x)
         radius = rng.uniform(x[:, :1, :1, :1], 0.0, 1.0) ** (1.0 / x[0].numel())
-        return self.project(x + self.eps * radius * direction / _lengths(direction).clamp(min=1e-12), x)
+        return project(x + self.eps * radius * direction / _lengths(direction).clamp(min=1e-12))
 
     def ascend(self, x_adv: Tensor, grad: Tensor, step_size: float) -> Tensor:
         """One step of steepest ascent in the threat's norm: along the sign (ℓ∞), or along the unit gradient (ℓ2).
@@ -152,6 +161,7 @@ def _lengths(delta: Tensor) -> Tensor:
     return torch.linalg.vector_norm(delta, dim=tuple(range(1, delta.ndim)), keepdim=True)
 
 
+@functools.cache
 def _inside(value: float, dtype: torch.dtype, direction: int) -> float:
     """`value` in `dtype`, rounded upwards (+1) or downwards (-1): a bound that is kept in float64 too."""
     rounded = torch.tensor(value, dtype=dtype)
@@ -167,9 +177,9 @@ def _add_towards(x: Tensor, delta: float | Tensor) -> Tensor:
     one unit in the last place.
     """
     if isinstance(delta, float):  # first to a number of x's own precision, not larger in magnitude
-        delta = torch.tensor(_inside(delta, x.dtype, -1 if delta > 0 else +1), dtype=x.dtype, device=x.device)
+        delta = _inside(delta, x.dtype, -1 if delta > 0 else +1)
     total = x + delta
     virtual = total - x
     error = (x - (total - virtual)) + (delta - virtual)  # x + delta == total + error, exactly
-    beyond = error * delta.sign() < 0
+    beyond = error.sign() * delta < 0
     return torch.where(beyond, torch.nextafter(total, x), total)

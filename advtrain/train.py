@@ -24,7 +24,7 @@ from .files import check_writable
 from .loader import make_loader
 from .monitor import Monitor
 from .progress import progress_bar
-from .recipe import RECORDED, check_options, find_device, make_optimizer, own_global_randomness
+from .recipe import RECORDED, check_options, find_device, make_optimizer, own_global_randomness, steady_memory
 from .rng import Rng
 from .runs import Run, provenance
 from .schedules import Schedule, get_schedule
@@ -110,6 +110,7 @@ def fit(
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
     run.provenance, run.path = provenance(seed, device), Path(out) if out is not None else None
     on_gpu = device.type == "cuda"
+    steady_memory()
     loader = make_loader(data, batch_size, seed=seed, device=device, channels_last=on_gpu)
     if on_gpu:
         model.to(memory_format=torch.channels_last)  # tensor cores want channels last

@@ -3,7 +3,8 @@
     python benchmarks/overhead.py [--rounds 7] [--width 32] [--out FILE]
 
 Both train FAST-AT on digits, from the same weights, on the same batches, without validation. They take turns in one
-process; the ratio of the medians is printed, and the final weights are compared to show that the maths is the same.
+process; the ratio of the medians is printed, and the weights after one epoch are compared to show that the maths is the
+same.
 """
 
 from __future__ import annotations
@@ -20,17 +21,23 @@ from advtrain.files import write_json
 from advtrain.loader import make_loader
 from advtrain.runs import provenance
 
-EPOCHS, BATCH, LR, SEED = 3, 128, 0.1, 0
+EPOCHS, BATCH, LR, SEED = 10, 128, 0.1, 0
 
 
-def by_hand(model, data, threat) -> None:
+def by_fit(model, data, threat, epochs: int) -> None:
+    """The same through the package."""
+    defense = at.defenses.FastAT(threat)
+    at.fit(model, defense, data, epochs=epochs, batch_size=BATCH, lr=LR, seed=SEED, validate_every=0, progress=False)
+
+
+def by_hand(model, data, threat, epochs: int) -> None:
     """FAST-AT as one would write it in a notebook, with the package's batches and draws."""
     low_eps = 1.25 * threat.eps
     loader = make_loader(data, BATCH, seed=SEED, device=torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
-    total, step, loss_sum, correct = EPOCHS * len(loader), 0, 0.0, 0
+    total, step, loss_sum, correct = epochs * len(loader), 0, 0.0, 0
     model.train()
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         for x, y, _ in loader.epoch(epoch):
             t = (step + 1) / (total + 1)
             optimizer.param_groups[0]["lr"] = LR * min(t / 0.5, (1 - t) / 0.5)
@@ -55,27 +62,27 @@ def main() -> None:
     parser.add_argument("--out", help="where to write the result as JSON")
     options = parser.parse_args()
     data, threat = at.load_data("digits"), at.Threat("linf", 0.3)
-    seconds: dict[str, list[float]] = {"fit": [], "by hand": []}
-    models = {}
-    for turn in range(options.rounds + 1):  # the first round warms up and is not counted
-        for name in seconds if turn % 2 else reversed(seconds):
-            model = at.build_model("small-cnn", data, width=options.width)
-            started = time.perf_counter()
-            if name == "fit":
-                at.fit(model, at.defenses.FastAT(threat), data, epochs=EPOCHS, batch_size=BATCH, lr=LR, seed=SEED,
-                       validate_every=0, progress=False)  # fmt: skip
-            else:
-                by_hand(model, data, threat)
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-            models[name] = model
-    apart = max(float((a - b).abs().max()) for a, b in zip(*(m.parameters() for m in models.values()), strict=True))
+    ways = {"fit": by_fit, "by hand": by_hand}
+
+    def once(name: str, epochs: int):
+        model = at.build_model("small-cnn", data, width=options.width)
+        started = time.perf_counter()
+        ways[name](model, data, threat, epochs)
+        return time.perf_counter() - started, list(model.parameters())
+
+    # One epoch each, to warm up, and to show that both do the same: later, rounding sends them apart.
+    (_, ours), (_, theirs) = once("fit", 1), once("by hand", 1)
+    apart = max(float((a - b).detach().abs().max()) for a, b in zip(ours, theirs, strict=True))
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(options.rounds):
+        for name in ways if turn % 2 else reversed(ways):
+            seconds[name].append(once(name, EPOCHS)[0])
     result = {
         "what": "median time of fit divided by that of a hand-written FAST-AT loop, same batches, draws and maths",
         "ratio": round(statistics.median(seconds["fit"]) / statistics.median(seconds["by hand"]), 4),
         "rounds": options.rounds,
         "width": options.width,
-        "largest_difference_of_the_final_weights": apart,
+        "largest_difference_of_the_weights_after_one_epoch": apart,
         "provenance": provenance(SEED, "cpu"),
     }
     print(

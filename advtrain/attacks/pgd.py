@@ -77,19 +77,21 @@ def pgd(
     ascent = objective(loss, targeted=target is not None)
     rng = rng or Rng(0)
     x = x.detach()
+    whole = threat.projector(x)
 
     best = x.clone()
     best_loss = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     with attacking(model, bn):
         for restart in range(restarts):
-            start = threat.random_start(x, rng.child("restart", restart)) if random_start else x
+            start = threat.random_start(x, rng.child("restart", restart), whole) if random_start else x
             rows = (~broken).nonzero().squeeze(1) if early_stop else torch.arange(len(x), device=x.device)
             if len(rows) == 0:
                 break
-            x_adv, project = start[rows], threat.projector(x[rows])
+            everyone = len(rows) == len(x)
+            x_adv, labels = (start, y) if everyone else (start[rows], y[rows])
+            project = whole if everyone else threat.projector(x[rows])
             goal = None if target is None else target[rows]
-            labels = y[rows]
             for step in range(steps + 1):
                 if step == steps and restarts == 1 and keep == "last":
                     return x_adv  # nothing to compare it with: save the forward pass

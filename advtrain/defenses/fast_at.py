@@ -37,9 +37,10 @@ class FastAT(Defense):
 
     def __call__(self, model, batch: Batch, progress: float) -> Step:
         x, y, threat = batch.x, batch.y, self.threat
+        project = threat.projector(x)
         with attacking(model, self.bn):
-            start = threat.random_start(x, batch.rng("init"))
+            start = threat.random_start(x, batch.rng("init"), project)
             grad, _ = input_gradient(model, start, lambda logits: cross_entropy(logits, y))
-        x_adv = threat.project(threat.ascend(start, grad, self.rel_step * threat.eps), x)
+        x_adv = project(threat.ascend(start, grad, self.rel_step * threat.eps))
         logits = model(x_adv)
         return Step(self.criterion(logits, y), logits, x_adv - x)
