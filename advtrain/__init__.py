@@ -13,9 +13,10 @@ from . import attacks, defenses, errors, schedules
 from .data import Dataset, Split, as_dataset, load_data
 from .defense import Batch, Defense, Step
 from .errors import AdvtrainError
-from .evaluate import PROTOCOLS, Protocol, Report, evaluate
+from .evaluate import PROTOCOLS, Protocol, evaluate
 from .models import build_model
 from .modes import attacking
+from .report import Report
 from .rng import Rng
 from .runs import Run, load_run, version
 from .threat import Threat

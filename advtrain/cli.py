@@ -19,10 +19,11 @@ from . import data as data_room
 from .attacks import ATTACKS
 from .defenses import DEFENSES
 from .errors import AdvtrainError, ArgumentError
-from .evaluate import PROTOCOLS, Report, evaluate
+from .evaluate import PROTOCOLS, evaluate
 from .files import write_json
 from .models import MODELS, build_model
 from .options import Radius, field_options, signature_options, summary
+from .report import Report
 from .runs import Run, load_run, version
 from .schedules import SCHEDULES
 from .threat import Threat

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .errors import AdvtrainWarning, OverfittingWarning
-from .evaluate import MASKED
+from .report import masked
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Monitor:
                     f"{pgd:.1%}, under FGSM it is {fgsm:.1%}: the model masks its gradient. {advice}"
                 )
                 found.append(("masking", OverfittingWarning, message))
-            elif standing and final and fgsm > 0.3 and pgd < (1 - MASKED) * fgsm:
+            elif standing and final and masked(fgsm, pgd):
                 message = (
                     f"training ends with masked gradients: validation accuracy is {fgsm:.1%} under FGSM and {pgd:.1%} "
                     f"under PGD. {advice}"

@@ -44,7 +44,7 @@ def test_train_then_evaluate_is_the_python_api(tmp_path):
         tmp_path / "verdict.json",
         *QUICK,
     )
-    assert result.exit_code == 0 and "PGD breaks" in result.output and f"saved in {tmp_path / 'x'}" in result.output
+    assert result.exit_code == 0 and "PGD leaves" in result.output and f"saved in {tmp_path / 'x'}" in result.output
 
     data, threat = at.load_data("digits"), at.Threat("linf", 0.3)
     model = at.build_model("small-cnn", data, width=4)
