@@ -114,7 +114,7 @@ class Defense:
         """Two-player methods: update the adversary's own parameters, by `torch.autograd.grad` only."""
 
     def after_backward(self, model: nn.Module) -> None:
-        """Called after the backward pass, also when it failed: put back what `__call__` displaced."""
+        """Called after every step, also one that failed: put back what `__call__` displaced."""
 
     def state_dict(self) -> dict[str, Any]:
         """Whatever must survive a resume."""

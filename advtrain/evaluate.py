@@ -13,7 +13,7 @@ from . import attacks
 from .checks import check_model
 from .data import Split, as_split
 from .errors import bad, one_of
-from .modes import evaluating
+from .modes import evaluating, place
 from .progress import progress_bar
 from .report import Report, Row
 from .rng import Rng
@@ -66,9 +66,7 @@ def count_correct(
     tick: Callable[[int], Any] = lambda n: None,
 ) -> int:
     """How many images of `split` the model, in evaluation mode, classifies correctly after `attack(x, y, rng)`."""
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
+    device, dtype = place(model)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with evaluating(model):
         for number, first in enumerate(range(0, len(split), batch_size)):
@@ -117,9 +115,8 @@ def evaluate(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         bad("batch_size", batch_size, "an integer of at least 1")
     split = as_split(data)
-    parameter = next(model.parameters(), None)
-    probe = split[:2].to("cpu" if parameter is None else parameter.device)
-    check_model(model, probe.images(), int(split.y.max()) + 1)
+    device, dtype = place(model)
+    check_model(model, split[:2].to(device).images(dtype=dtype), int(split.y.max()) + 1)
 
     def fgsm(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         return attacks.fgsm(model, x, y, threat, check=False)

@@ -75,7 +75,7 @@ def check_writable(folder: str | os.PathLike, *, holding: str, overwrite: bool) 
     Args:
         folder: where results shall go; made if missing.
         holding: the name of the file by which earlier results are known.
-        overwrite: earlier results may be replaced.
+        overwrite: earlier results may be replaced; this file is then removed, so that nothing stale passes for new.
 
     Raises:
         FileError: it cannot be written to, or it holds earlier results.
@@ -87,6 +87,7 @@ def check_writable(folder: str | os.PathLike, *, holding: str, overwrite: bool) 
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        (folder / holding).unlink(missing_ok=True)
     except OSError as error:
         raise FileError(
             f"cannot write to {folder}: {error.strerror or error}; choose a folder you may write to"

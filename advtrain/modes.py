@@ -54,6 +54,14 @@ def attacking(model: nn.Module, bn: str = "eval") -> Iterator[nn.Module]:
             parameter.requires_grad_(True)
 
 
+def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """The device of a model's parameters, and the dtype its images should have: float64 for a float64 model."""
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        return torch.device("cpu"), torch.float32
+    return parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """`model` in evaluation mode without gradients; every module's own flag comes back on leaving."""

@@ -23,6 +23,7 @@ RECORDED = (
 
 
 def make_optimizer(model: nn.Module, options: dict[str, Any], device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer that `options` name, over the parameters that require a gradient."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         bad("model", type(model).__name__, "trainable", "no parameter requires a gradient")
@@ -33,6 +34,11 @@ def make_optimizer(model: nn.Module, options: dict[str, Any], device: torch.devi
 
 
 def find_device(device: str | torch.device) -> torch.device:
+    """`"auto"` as the device there is, anything else as it is, tried out.
+
+    Raises:
+        ArgumentError: no such device here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -46,9 +52,12 @@ def find_device(device: str | torch.device) -> torch.device:
 @contextlib.contextmanager
 def own_global_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout draws from torch's global state: seed it for the run, and give the caller's back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(Rng(seed, "global").seed)
+    number = Rng(seed, "global").seed
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(number)  # not torch.manual_seed, which seeds every device there is
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
         yield
 
 
@@ -62,6 +71,7 @@ def steady_memory() -> None:
 
 
 def check_options(options: dict[str, Any]) -> None:
+    """Refuse training options outside what `fit` accepts, each by its name."""
     for name in ("epochs", "batch_size", "val_steps"):
         if type(options[name]) is not int or options[name] < 1:
             bad(name, options[name], "an integer of at least 1")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import attacks
 from .checks import check_model
@@ -21,7 +19,10 @@ from .defense import Batch, Defense
 from .errors import TrainingError, bad
 from .evaluate import count_correct
 from .files import check_writable
+from .interrupt import interruptible
+from .keeper import Keeper
 from .loader import make_loader
+from .modes import place
 from .monitor import Monitor
 from .progress import progress_bar
 from .recipe import RECORDED, check_options, find_device, make_optimizer, own_global_randomness, steady_memory
@@ -98,26 +99,29 @@ def fit(
     """
     options = {key: value for key, value in locals().items() if key in RECORDED}
     check_options(options)
+    if not isinstance(defense, Defense):
+        bad("defense", defense, "a Defense", "make one with its threat: at.defenses.FastAT(threat)")
     device = find_device(device)
     data = as_dataset(data, test=0, seed=seed)  # whoever passes bare images keeps the test images elsewhere
-    check_model(model.to(device), data.probe().to(device).images(), data.num_classes)
+    if select == "best" and (not validate_every or data.val is None):
+        bad("select", select, "possible without validation", "keep val > 0 and validate_every > 0, or select='last'")
+    _, dtype = place(model)
+    check_model(model.to(device), data.probe().to(device).images(dtype=dtype), data.num_classes)
     if out is not None:
         check_writable(out, holding="config.json", overwrite=overwrite)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported() if bf16 is None else bf16
-    if select == "best" and (not validate_every or data.val is None):
-        bad("select", select, "possible without validation", "keep val > 0 and validate_every > 0, or select='last'")
 
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
     run.provenance, run.path = provenance(seed, device), Path(out) if out is not None else None
     on_gpu = device.type == "cuda"
     steady_memory()
-    loader = make_loader(data, batch_size, seed=seed, device=device, channels_last=on_gpu)
+    loader = make_loader(data, batch_size, seed=seed, device=device, dtype=dtype, channels_last=on_gpu)
     if on_gpu:
         model.to(memory_format=torch.channels_last)  # tensor cores want channels last
     if not model.training:
         model.train()  # a model in evaluation mode comes from an earlier use; single frozen layers stay as they are
-    with own_global_randomness(seed, device):
-        loop = _Loop(run, loader, bf16=bf16, device=device)
+    with own_global_randomness(seed, device), interruptible() as check_interrupt:
+        loop = _Loop(run, loader, get_schedule(schedule), check_interrupt, bf16=bf16, device=device)
         with progress_bar(progress, total=epochs * len(loader), unit="step", desc=defense.name) as bar:
             try:
                 for epoch in range(1, epochs + 1):
@@ -127,10 +131,9 @@ def fit(
                 run.status = "finished"
             except KeyboardInterrupt:
                 run.status = "interrupted"
-                run.notes.append(
-                    f"interrupted in epoch {len(run.history) + 1}; the weights are those of epoch {loop.kept}"
-                )
-        loop.restore()
+                which = f"of epoch {loop.keeper.epoch}" if loop.keeper.best else f"after {loop.steps} steps"
+                run.notes.append(f"interrupted in epoch {len(run.history) + 1}; the weights are those {which}")
+        loop.keeper.restore()
     model.eval()
     if run.path is not None:
         run.save()
@@ -138,19 +141,18 @@ def fit(
 
 
 class _Loop:
-    """The state of one training: model, optimizer, average, best weights; `epoch` runs one pass over the data."""
+    """The state of one training: model, optimizer, weights to keep; `epoch` runs one pass over the data."""
 
-    def __init__(self, run: Run, loader: Any, *, bf16: bool, device: torch.device):
-        self.run, self.loader, self.device, self.bf16 = run, loader, device, bf16
+    def __init__(
+        self, run: Run, loader: Any, schedule: Schedule, pause: Callable[[], None], *, bf16: bool, device: torch.device
+    ):
+        self.run, self.loader, self.schedule, self.pause = run, loader, schedule, pause
+        self.bf16, self.device = bf16, device
         self.model, self.defense, self.options = run.model, run.defense, run.options
-        self.schedule = get_schedule(run.options["schedule"])
         self.monitor = Monitor()
         self.rng = Rng(self.options["seed"])
         self.optimizer = make_optimizer(self.model, self.options, device)
-        decay = self.options["ema"]
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-        self.best: tuple[tuple[float, float], dict[str, torch.Tensor]] | None = None
-        self.kept = 0  # the epoch whose weights would be given back now
+        self.keeper = Keeper(self.model, select=self.options["select"], by=self.defense.select, ema=self.options["ema"])
         self.steps = 0
         self.defense.setup(self.model, run.data.shape, device)
 
@@ -178,6 +180,7 @@ class _Loop:
                     for key, value in step.logs.items():
                         logs[key] = logs.get(key, 0.0) + value.detach() * len(y)
                 seen += len(y)
+                self.pause()
             bar.update()
         record = {"epoch": number, "loss": float(loss_sum) / seen, "accuracy": int(correct) / seen}
         record |= {key: float(value) / seen for key, value in logs.items()}
@@ -194,8 +197,13 @@ class _Loop:
             record |= self.validate()
         record["seconds"] = round(time.perf_counter() - started, 3)
         self.run.history.append(record)
-        self.report(record, constant=bool(constant) and self.run.data.num_classes > 1)
-        self.keep(record, validated)
+        warn = self.watch(record, constant=bool(constant))
+        self.keeper.after_epoch(record)
+        self.run.best_epoch = self.keeper.epoch
+        if self.run.path is not None and (validated or not every):
+            with self.keeper.restored():
+                self.run.save()
+        warn()
         bar.set_postfix({key: f"{record[key]:.3f}" for key in ("loss", "accuracy", "val_pgd") if key in record})
         return record
 
@@ -205,29 +213,28 @@ class _Loop:
             group["lr"] = self.options["lr"] * rate.factor
             if rate.momentum is not None and "momentum" in group:
                 group["momentum"] = rate.momentum
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            self.defense.adversary_step(self.model, batch, progress)
-            self.optimizer.zero_grad(set_to_none=True)
-            step = self.defense(self.model, batch, progress)
         try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                self.defense.adversary_step(self.model, batch, progress)
+                self.optimizer.zero_grad(set_to_none=True)
+                step = self.defense(self.model, batch, progress)
             step.loss.backward()
         finally:
             self.defense.after_backward(self.model)
         if self.options["clip_grad"]:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_grad"])
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self.keeper.after_step()
         return step
-
-    @property
-    def current(self) -> nn.Module:
-        """The network as it would be given back now: the average if there is one."""
-        return self.model if self.average is None else self.average.module
 
     def validate(self) -> dict[str, float]:
         """Clean, FGSM and PGD accuracy on the validation split, in [0, 1]."""
-        threat, steps, split, model = self.defense.threat, self.options["val_steps"], self.run.data.val, self.current
+        threat, steps, split, model = (
+            self.defense.threat,
+            self.options["val_steps"],
+            self.run.data.val,
+            self.keeper.current,
+        )
         plan = {
             "val_clean": None,
             "val_fgsm": lambda x, y, rng: attacks.fgsm(model, x, y, threat, check=False),
@@ -238,46 +245,15 @@ class _Loop:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return {name: count_correct(model, split, attack) / len(split) for name, attack in plan.items()}
 
-    def report(self, record: dict[str, Any], constant: bool) -> None:
-        """Say at once what the monitor sees, and note it in the run."""
-        for category, message in self.monitor.check(
-            record["epoch"], constant=constant, fgsm=record.get("val_fgsm"), pgd=record.get("val_pgd"),
-            final=record["epoch"] == self.options["epochs"] and self.defense.select == "pgd",
-        ):  # fmt: skip
-            self.run.notes.append(message)
-            warnings.warn(message, category, stacklevel=4)
+    def watch(self, record: dict[str, Any], constant: bool) -> Callable[[], None]:
+        """Note in the run what the monitor sees; returns what says it aloud, to be called when the epoch is safe."""
+        final = record["epoch"] == self.options["epochs"] and self.defense.select == "pgd"
+        figures = {"fgsm": record.get("val_fgsm"), "pgd": record.get("val_pgd")}
+        found = self.monitor.check(record["epoch"], constant=constant, final=final, **figures)
+        self.run.notes += [message for _, message in found]
 
-    def keep(self, record: dict[str, Any], validated: bool) -> None:
-        """Remember the weights if they are the ones to keep, and write the run folder."""
-        if self.options["select"] == "last":
-            self.kept = record["epoch"]
-        elif validated:
-            clean, pgd = record["val_clean"], record["val_pgd"]
-            score = (clean, pgd) if self.defense.select == "clean" else (pgd, clean)
-            if self.best is None or score > self.best[0]:
-                self.best = score, {key: value.detach().clone() for key, value in self.current.state_dict().items()}
-                self.kept = record["epoch"]
-        self.run.best_epoch = self.kept
-        if self.run.path is not None and (validated or not self.options["validate_every"]):
-            with self.holding_kept_weights():
-                self.run.save()
+        def warn() -> None:
+            for category, message in found:
+                warnings.warn(message, category, stacklevel=4)
 
-    @contextlib.contextmanager
-    def holding_kept_weights(self) -> Iterator[None]:
-        """Inside, the run's model holds the weights to keep; afterwards training goes on with its own."""
-        if self.best is None and self.average is None:
-            yield
-            return
-        own = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
-        try:
-            self.restore()
-            yield
-        finally:
-            self.model.load_state_dict(own)
-
-    def restore(self) -> None:
-        """Put the weights to keep into the model."""
-        if self.best is not None:
-            self.model.load_state_dict(self.best[1])
-        elif self.average is not None and self.steps:
-            self.model.load_state_dict(self.average.module.state_dict())
+        return warn

@@ -197,6 +197,57 @@ def test_ctrl_c_leaves_a_usable_run(digits, tmp_path):
     assert at.evaluate(again.model, again.data.test[:50], again.threat).row("clean").total == 50
 
 
+def test_ctrl_c_in_the_middle_of_a_step_lets_the_step_finish(digits):
+    """A real signal, sent while a step is under way: the step is completed, and the handler is put back."""
+    import os
+    import signal
+
+    class Impatient(at.defenses.Standard):
+        calls = 0
+
+        def __call__(self, model, batch, progress):
+            Impatient.calls += 1
+            if Impatient.calls == 30:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__call__(model, batch, progress)
+
+    before = signal.getsignal(signal.SIGINT)
+    run = fit(small(digits), Impatient(THREAT), digits, epochs=5)
+    assert run.status == "interrupted" and Impatient.calls == 30 and "after 30 steps" in run.notes[-1]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_float64_model_trains_and_is_judged_in_float64(digits):
+    run = fit(small(digits).double(), at.defenses.FastAT(THREAT), digits, epochs=1, val_steps=2)
+    assert next(run.model.parameters()).dtype == torch.float64
+    assert at.evaluate(run.model, digits.test[:20], THREAT).row("clean").total == 20
+
+
+def test_ones_own_schedule_is_followed(digits):
+    def late(step, total, per_epoch):
+        return at.schedules.Rate(0.0 if step < total - 1 else 1.0)
+
+    model = small(digits)
+    before = weights(model)
+    run = fit(model, at.defenses.Standard(THREAT), digits, epochs=1, schedule=late, validate_every=0)
+    assert run.options["schedule"] == "late" and run.history[0]["lr"] == 0.1 and not same(before, weights(model))
+
+
+def test_a_failing_defense_may_still_tidy_up(digits):
+    class Failing(at.defenses.Standard):
+        tidied = 0
+
+        def __call__(self, model, batch, progress):
+            raise ZeroDivisionError
+
+        def after_backward(self, model):
+            Failing.tidied += 1
+
+    with pytest.raises(ZeroDivisionError):
+        fit(small(digits), Failing(THREAT), digits, epochs=1)
+    assert Failing.tidied == 1
+
+
 def test_a_nan_loss_stops_training_and_names_the_epoch(digits):
     with pytest.raises(at.errors.TrainingError, match="loss is (nan|inf) in epoch 1: lower lr=1e"):
         fit(
