@@ -40,3 +40,30 @@ def test_files_stay_short_enough_to_read():
     for path in Path(advtrain.__file__).parent.rglob("*.py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= (120 if path.parent.name == "defenses" else 290), f"{path.name}: {lines} lines"
+
+
+FLOORS = [
+    ["errors", "files", "rng", "interrupt", "progress", "schedules"],
+    ["threat", "modes"],
+    ["checks", "models", "dataset", "data_sources", "data_user", "data", "loader"],
+    ["attacks"],
+    ["defense"],
+    ["defenses"],
+    ["report", "monitor", "keeper", "recipe", "evaluate", "runs", "train"],
+    ["options", "cli", "__main__", "__init__"],
+]
+
+
+def test_nothing_imports_upward():
+    """The floors of the house: a module imports from its own floor and from those below."""
+    import ast
+    from pathlib import Path
+
+    root = Path(advtrain.__file__).parent
+    height = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == len(parts):
+                for room in [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]:
+                    assert height[room] <= height[parts[0]], f"{'/'.join(parts)} imports {room}"
