@@ -12,10 +12,21 @@ from torch import Tensor, nn
 
 from .errors import DataError, ModelError, bad
 from .modes import evaluating
+from .threat import Threat
 
 
 def _refuse(name: str, value: Any, accepted: str, hint: str = "") -> NoReturn:
     bad(name, value, accepted, hint, kind=DataError)
+
+
+def check_threat(threat: Any) -> None:
+    """Refuse anything but a `Threat`, such as a bare radius.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if not isinstance(threat, Threat):
+        bad("threat", threat, "a Threat", 'write Threat("linf", eps=8/255)')
 
 
 def check_images(x: Tensor, *, name: str = "x") -> None:

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import ArgumentError, bad, one_of
+from .checks import check_threat
+from .errors import bad, one_of
 from .modes import BN_MODES
 from .rng import Recorded, Rng
 from .threat import Threat
@@ -84,8 +85,7 @@ class Defense:
     select: ClassVar[str] = "pgd"  # what its best checkpoint is chosen by: "pgd" or "clean"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threat, Threat):
-            bad("threat", self.threat, "a Threat", 'write Threat("linf", eps=8/255)')
+        check_threat(self.threat)
         if self.threat.norm not in self.norms:
             bad(
                 "threat.norm",
@@ -142,4 +142,4 @@ def number(value: Any, low: float, high: float = math.inf) -> bool:
     )
 
 
-__all__ = ["ArgumentError", "Batch", "Defense", "Step", "number"]
+__all__ = ["Batch", "Defense", "Step", "number"]

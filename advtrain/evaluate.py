@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import attacks
-from .checks import check_model
+from .checks import check_model, check_threat
 from .data import Split, as_split
 from .errors import bad, one_of
 from .modes import evaluating, place
@@ -114,6 +114,7 @@ def evaluate(
         protocol = PROTOCOLS[protocol]
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         bad("batch_size", batch_size, "an integer of at least 1")
+    check_threat(threat)
     split = as_split(data)
     device, dtype = place(model)
     check_model(model, split[:2].to(device).images(dtype=dtype), int(split.y.max()) + 1)

@@ -101,6 +101,8 @@ def fit(
     check_options(options)
     if not isinstance(defense, Defense):
         bad("defense", defense, "a Defense", "make one with its threat: at.defenses.FastAT(threat)")
+    if isinstance(data, (str, Path)):
+        bad("data", data, "a data set", f"load it first: at.load_data({str(data)!r})")
     device = find_device(device)
     data = as_dataset(data, test=0, seed=seed)  # whoever passes bare images keeps the test images elsewhere
     if select == "best" and (not validate_every or data.val is None):

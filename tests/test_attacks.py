@@ -230,6 +230,7 @@ def test_dlr_ignores_shift_and_scale_of_the_logits(scale, shift):
     [
         ({"x": torch.rand(2, 1, 4, 4) * 255}, at.errors.DataError, "255"),
         ({"x": torch.full((2, 1, 4, 4), torch.nan)}, at.errors.DataError, "NaN|nan|finite"),
+        ({"x": (torch.rand(2, 1, 4, 4) * 255).byte()}, at.errors.DataError, "x / 255"),
         ({"x": torch.rand(2, 1, 4, 4).bfloat16()}, at.errors.DataError, "float32 or float64"),
         ({"x": torch.rand(0, 1, 4, 4)}, at.errors.DataError, "at least one image"),
         ({"y": torch.tensor([0, 7])}, at.errors.DataError, "7"),

@@ -120,6 +120,8 @@ def test_the_model_comes_back_as_it_was(digits, model):
 def test_bad_input_is_named(digits, model):
     with pytest.raises(at.errors.ArgumentError, match="protocol='pgd-50' is not one of strict"):
         at.evaluate(model, digits.test, THREAT, protocol="pgd-50")
+    with pytest.raises(at.errors.ArgumentError, match="threat=0.3 is not a Threat"):
+        at.evaluate(model, digits.test, 0.3)
     with pytest.raises(at.errors.ArgumentError, match="batch_size=0"):
         at.evaluate(model, digits.test, THREAT, batch_size=0)
     with pytest.raises(at.errors.DataError):

@@ -319,6 +319,10 @@ def test_models_and_data_that_do_not_fit_are_refused(digits, tmp_path):
             at.defenses.FastAT(THREAT),
             digits,
         )
+    with pytest.raises(at.errors.ArgumentError, match=r"load it first: at.load_data\('digits'\)"):
+        fit(small(digits), at.defenses.FastAT(THREAT), "digits")
+    with pytest.raises(at.errors.ArgumentError, match="is not a Defense"):
+        fit(small(digits), THREAT, digits)
     with pytest.raises(at.errors.ModelError, match="softmax"):
         fit(nn.Sequential(small(digits), nn.Softmax(1)), at.defenses.FastAT(THREAT), digits)
     with pytest.raises(at.errors.ModelError):

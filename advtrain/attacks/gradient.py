@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_images, check_labels, check_model
+from ..checks import check_images, check_labels, check_model, check_threat
 from ..errors import DataError, bad
 from ..threat import Threat
 
@@ -39,7 +39,10 @@ def check_attack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, target:
         DataError: images that are not finite floats inside the pixel box, labels that do not fit.
         ModelError: a model that returns probabilities, NaN, or too few logits.
     """
+    check_threat(threat)
     check_images(x)
+    if x.dtype == torch.uint8:
+        bad("x.dtype", x.dtype, "float32 or float64", "attacks work on pixels in [0, 1]: x / 255", kind=DataError)
     if x.dtype not in (torch.float32, torch.float64):
         hint = "smaller types cannot hold an ε-ball; keep the images float32 and run the model under torch.autocast"
         bad("x.dtype", x.dtype, "float32 or float64", hint, kind=DataError)

@@ -35,7 +35,7 @@ def fgsm(
         loss: `"ce"`, `"cw"`, `"dlr"`, or a function of (logits, y) with one value per image.
         bn: see `advtrain.attacking`.
     """
-    return i_fgsm(model, x, y, threat, steps=1, step_size=threat.eps, loss=loss, bn=bn, check=check)
+    return i_fgsm(model, x, y, threat, steps=1, loss=loss, bn=bn, check=check)
 
 
 def r_fgsm(
@@ -59,11 +59,11 @@ def r_fgsm(
         alpha: length of the random step, in (0, eps).
         rng: names the random draw; the default is always the same draw.
     """
+    if check:
+        check_attack(model, x, y, threat)
     alpha = threat.eps / 2 if alpha is None else alpha
     if not 0 < alpha < threat.eps:
         bad("alpha", alpha, f"in (0, eps={threat.eps:g})", "the random step must leave room for the gradient step")
-    if check:
-        check_attack(model, x, y, threat)
     ascent = objective(loss, targeted=False)
     noise = (rng or Rng(0)).child("r-fgsm").normal(x)
     start = threat.project(threat.ascend(x, noise, alpha), x)
