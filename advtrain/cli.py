@@ -184,7 +184,7 @@ def evaluate_command(
     out: Path | None,
     **changes: Any,
 ) -> None:
-    """Judge the run in the folder RUN: accuracy on clean images, under FGSM, under PGD-50-10, with 95 % intervals."""
+    """Judge the run in the folder RUN: accuracy on clean images, under FGSM, under PGD-50-10, with 95% intervals."""
     run = load_run(run_folder, device=device)
     if run.data is None:
         raise ArgumentError(

@@ -89,7 +89,7 @@ def evaluate(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Report:
-    """Clean accuracy, accuracy under FGSM, and under PGD-50-10, with 95 % intervals.
+    """Clean accuracy, accuracy under FGSM, and under PGD-50-10, with 95% intervals.
 
     Args:
         model: returns logits; judged in evaluation mode on the device it is on, and left as it was.

@@ -27,7 +27,7 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson score interval for the accuracy on the distribution that the images were drawn from."""
+        """95% Wilson score interval for the accuracy on the distribution that the images were drawn from."""
         return wilson(self.correct, self.total)
 
 
@@ -72,7 +72,7 @@ class Report:
         norm = {"linf": "ℓ∞", "l2": "ℓ2"}[self.threat.norm]
         lines = [f"{self.rows[0].total} images, {norm} ε = {format_eps(self.threat.eps)}" if self.rows else "no rows"]
         lines += [
-            f"{name:<8}{value:>7}   95 % interval {ends:<17}{details}".rstrip()
+            f"{name:<8}{value:>7}   95% interval {ends:<17}{details}".rstrip()
             for name, value, ends, details in self._cells()
         ]
         return "\n".join(lines + self.notes)
@@ -80,10 +80,10 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "<tr><th>attack</th><th>accuracy</th><th>95 % interval</th><th></th></tr>"
+        head = "<tr><th>attack</th><th>accuracy</th><th>95% interval</th><th></th></tr>"
         rows = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>" for cells in self._cells()]
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
-        return f"<table>{head}{''.join(rows)}</table>{notes}"
+        return f'<table class="table">{head}{"".join(rows)}</table>{notes}'
 
 
 def interpret(rows: dict[str, Row]) -> list[str]:
@@ -120,7 +120,7 @@ def masked(fgsm: float, pgd: float) -> bool:
 
 
 def wilson(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval for a proportion; by default the 95 % one.
+    """Wilson's score interval for a proportion; by default the 95% one.
 
     >>> tuple(round(end, 3) for end in wilson(8, 10))
     (0.49, 0.943)

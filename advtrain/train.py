@@ -78,7 +78,8 @@ def fit(
         select: which weights to keep: last, or best: the epoch of highest validation accuracy under PGD (clean accuracy
             for standard training).
         validate_every: epochs between validations (clean, FGSM and PGD accuracy on the validation split); 0 for none.
-        val_steps: PGD steps of the validation, of size ε/4.
+        val_steps: PGD steps of the validation, of size ε/4 from one start: a quick look that flatters masked models;
+            `evaluate` judges.
         seed: names all randomness of the run; on one CPU the same seed gives the same weights bit for bit.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         out: folder for the run; written after every validated epoch.
