@@ -36,46 +36,47 @@ def check_images(x: Tensor, *, name: str = "x") -> None:
 
     Args:
         x: what the caller passed.
-        name: how the caller calls it.
+        name: how the caller calls it; its last word stands in the code of the hints.
 
     Raises:
         DataError: not a tensor, not four-dimensional, empty, another dtype, NaN or infinite, or outside [0, 1].
     """
     if not isinstance(x, Tensor):
         _refuse(name, type(x).__name__, "a torch.Tensor", "torch.from_numpy(array) makes one")
-    shape = tuple(x.shape)
+    shape, code = tuple(x.shape), name.split()[-1]
     if x.ndim != 4:
-        hint = {3: f"for one image {name}[None]; for grey images {name}[:, None]", 2: "images, not vectors"}
+        hint = {3: f"for one image {code}[None]; for grey images {code}[:, None]", 2: "images, not vectors"}
         _refuse(f"{name}.shape", shape, "(B, C, H, W)", hint.get(x.ndim, ""))
     if x.numel() == 0:
         _refuse(f"{name}.shape", shape, "a batch of at least one image")
     if shape[3] in (1, 3) and shape[3] < min(shape[1:3]):
-        _refuse(f"{name}.shape", shape, "(B, C, H, W)", f"channels come first: {name}.permute(0, 3, 1, 2)")
+        _refuse(f"{name}.shape", shape, "(B, C, H, W)", f"channels come first: {code}.permute(0, 3, 1, 2)")
     if x.dtype == torch.uint8:
         return
     if not x.is_floating_point():
-        _refuse(f"{name}.dtype", x.dtype, "torch.uint8 (0..255) or floating ([0, 1])", f"{name}.to(torch.uint8)")
+        hint = f"{code}.float()" if x.dtype == torch.bool else f"{code}.to(torch.uint8) if they are 0..255"
+        _refuse(f"{name}.dtype", x.dtype, "torch.uint8 (0..255) or floating ([0, 1])", hint)
     low, high = (float(bound) for bound in torch.stack(x.detach().aminmax()).tolist())  # NaN spreads to both
     if low != low or high in (float("inf"), float("-inf")) or low in (float("inf"), float("-inf")):
         wrong = (~x.detach().isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        raise DataError(f"{name} has NaN or infinite pixels in {len(wrong)} image(s), the first at {name}[{wrong[0]}]")
+        raise DataError(f"{name} has NaN or infinite pixels in {len(wrong)} image(s), the first at {code}[{wrong[0]}]")
     if low < 0 or high > 1:
         if low < 0 and high < 20:
             hint = "normalised images? pass plain pixels: normalisation is the model's first layer (build_model)"
         elif high > 2 and low >= 0:
-            hint = f"divide by 255: {name} / 255, or pass uint8: {name}.to(torch.uint8)"
+            hint = f"divide by 255: {code} / 255, or pass uint8: {code}.to(torch.uint8)"
         else:
-            hint = f"resampling overshoots: {name}.clamp(0, 1)"
+            hint = f"resampling overshoots: {code}.clamp(0, 1)"
         _refuse(name, f"{low:g} to {high:g}", "inside [0, 1]", hint)
 
 
-def check_labels(y: Tensor, num_classes: int, *, name: str = "y", length: int | None = None) -> None:
+def check_labels(y: Tensor, num_classes: int | None, *, name: str = "y", length: int | None = None) -> None:
     """Refuse anything but class numbers: (B,) integers in 0..num_classes - 1.
 
     Args:
         y: what the caller passed.
-        num_classes: how many classes there are.
-        name: how the caller calls it.
+        num_classes: how many classes there are; `None` where nobody knows yet.
+        name: how the caller calls it; its last word stands in the code of the hints.
         length: number of images the labels belong to, if known.
 
     Raises:
@@ -83,20 +84,23 @@ def check_labels(y: Tensor, num_classes: int, *, name: str = "y", length: int | 
     """
     if not isinstance(y, Tensor):
         _refuse(name, type(y).__name__, "a torch.Tensor", "torch.as_tensor(labels) makes one")
+    code = name.split()[-1]
     integers = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if y.ndim != 1:
-        hint = f"one-hot? {name}.argmax(1)" if y.ndim == 2 and y.shape[1] > 1 else f"{name}.flatten()"
+        hint = f"one-hot? {code}.argmax(1)" if y.ndim == 2 and y.shape[1] > 1 else f"{code}.flatten()"
         _refuse(f"{name}.shape", tuple(y.shape), "(B,)", hint)
     if not integers:
-        _refuse(f"{name}.dtype", y.dtype, "an integer type", f"class numbers: {name}.long()")
+        _refuse(f"{name}.dtype", y.dtype, "an integer type", f"class numbers: {code}.long()")
     if y.numel() == 0:
         _refuse(f"{name}.shape", tuple(y.shape), "at least one label")
     if length is not None and len(y) != length:
         _refuse(f"len({name})", len(y), f"{length}, the number of images", "one label for each image")
     low, high = torch.stack(y.long().aminmax()).tolist()
-    if low < 0 or high >= num_classes:
+    if low < 0 or (num_classes is not None and high >= num_classes):
         hint = "labels start at 0" if low >= 1 and high == num_classes else "labels are class numbers, counted from 0"
-        _refuse(name, f"{low} to {high}", f"inside 0..{num_classes - 1}, for {num_classes} classes", hint)
+        known = num_classes is not None
+        accepted = f"inside 0..{num_classes - 1}, for {num_classes} classes" if known else "at least 0"
+        _refuse(name, f"{low} to {high}", accepted, hint)
 
 
 def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None) -> int:

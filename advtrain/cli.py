@@ -20,7 +20,7 @@ from .attacks import ATTACKS
 from .defenses import DEFENSES
 from .errors import AdvtrainError, ArgumentError
 from .evaluate import PROTOCOLS, evaluate
-from .files import write_json
+from .files import check_writable, write_json
 from .models import MODELS, build_model
 from .options import Radius, field_options, signature_options, summary
 from .report import Report
@@ -128,6 +128,10 @@ def train(
     threat = Threat(**part["threat"])
     defense = defense(threat, **part["defense"])
     data = data_room.load_data(data_name, seed=part["fit"]["seed"], **part["data"])
+    if report_path and not judge:
+        raise click.UsageError("--report needs the evaluation: leave out --no-evaluate")
+    if report_path:
+        check_writable(Path(report_path).parent, holding=Path(report_path).name, overwrite=part["fit"]["overwrite"])
     model_name = model_name or DEFAULT_MODEL.get(data.name, "preactresnet18" if data.shape[1] >= 32 else "small-cnn")
     model = build_model(model_name, data, seed=part["fit"]["seed"], **model_options)
     click.echo(f"{defense.name} on {data.name} with {model_name}: {defense}")
@@ -145,8 +149,7 @@ def train(
         click.echo(report)
         for path in filter(None, (run.path and run.path / "report.json", report_path)):
             write_json(path, result(report, "strict", run))
-    if run.path:
-        click.echo(f"saved in {run.path}")
+    click.echo(f"saved in {run.path}" if run.path else "not saved: name a folder with --out to keep the model")
     if run.status == "interrupted":
         sys.exit(130)
 
@@ -246,7 +249,9 @@ def _model_options(pairs: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE, such as width=16", param_hint="--model-option")
-        for kind in (int, float, {"true": True, "false": False}.__getitem__, str):
+        if name in ("name", "shape", "num_classes", "seed"):
+            raise click.BadParameter(f"{name} is not an option of the model itself", param_hint="--model-option")
+        for kind in (int, float, {"true": True, "false": False, "none": None}.__getitem__, str):
             try:
                 options[name.replace("-", "_")] = kind(value)
                 break

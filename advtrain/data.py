@@ -13,7 +13,8 @@ from pathlib import Path
 
 from .data_sources import SOURCES, Source, data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split
-from .dataset import Dataset, Split, assemble
+from .dataset import Dataset, Split, assemble, check_seed, count_classes
+from .errors import DataError, bad
 
 __all__ = ["SOURCES", "Dataset", "Split", "as_dataset", "as_split", "data_names", "data_root", "fetch", "load_data"]
 
@@ -42,7 +43,7 @@ def load_data(
             left there is read, too.
         val: share in [0, 1) of the training images to set aside for validation, or their number; 0 for none. A share
             is rounded to whole images.
-        seed: salts the hash by which they are chosen.
+        seed: salts the hash by which they are chosen; at least 0.
         download: fetch a known set that is not here.
 
     Returns:
@@ -53,19 +54,21 @@ def load_data(
         FileError: the set is not here, is damaged, or is not the official one.
         DataError: a file of your own holds what must not be trained on.
     """
+    seed = check_seed(seed)
     path = locate(name, root, download)
     title = path.stem if path.suffix == ".npz" else str(name)
     source = SOURCES.get(title, Source(""))
     arrays = read(path, title)
+    if "classes" in arrays and arrays["classes"].ndim != 1:
+        bad(f"{title} classes", arrays["classes"].shape, "of shape (K,), one name for each class", kind=DataError)
     classes = source.classes or tuple(map(str, arrays.get("classes", ())))
-    if not classes:
-        highest = max(int(arrays[key].max(initial=1)) for key in ("y_train", "y_test") if key in arrays)
-        classes = tuple(map(str, range(highest + 1)))
+    known = len(classes) or None
     parts = {
-        kind: as_split((arrays[f"x_{kind}"], arrays[f"y_{kind}"]), num_classes=len(classes), name=f"{title} {kind}")
+        kind: as_split((arrays[f"x_{kind}"], arrays[f"y_{kind}"]), num_classes=known, name=f"{title} {kind}")
         for kind in ("train", "test")
         if f"x_{kind}" in arrays
     }
+    classes = classes or tuple(map(str, range(count_classes(*(part.y for part in parts.values())))))
     spec = {"name": os.fspath(name), "val": val, "seed": seed}
     if os.fspath(name) != title:
         spec["name"] = str(path.absolute())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .errors import ArgumentError, DataError, FileError, bad
+from .errors import DataError, FileError, bad
+
+MOST_CLASSES = 100_000
+"""Labels from here on are taken for a mistake, such as a file number, and not for class numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +157,34 @@ def count_of(share: float | int, n: int, name: str) -> int:
     return count
 
 
+def check_seed(seed: Any) -> int:
+    """The seed as an `int`; numpy's integers are accepted."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or number < 0:
+        bad("seed", seed, "an integer of at least 0")
+    return number
+
+
+def check_shapes(shape: tuple[int, ...], **parts: Any) -> None:
+    """Refuse splits whose images are not of the training images' shape (C, H, W)."""
+    for key, part in parts.items():
+        if isinstance(part, Split) and (found := tuple(part.x.shape[1:])) != tuple(shape):
+            hint = "resize them all to one shape"
+            bad(f"{key} images", found, f"of shape {tuple(shape)}, as the training images", hint, kind=DataError)
+
+
+def count_classes(*labels: Tensor) -> int:
+    """The largest label plus one, at least 2."""
+    highest = max(int(y.max()) for y in labels)
+    if highest >= MOST_CLASSES:
+        hint = "number the classes from 0: torch.unique(y, return_inverse=True)[1]"
+        bad("max(y)", highest, f"below {MOST_CLASSES:,}, as class numbers are", hint, kind=DataError)
+    return max(2, highest + 1)
+
+
 def statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel in [0, 1]; 1.0 for the deviation of a constant channel."""
     means, deviations = [], []
@@ -188,16 +220,17 @@ def assemble(
         train: all training images.
         test: the test images, or the share of `train` to take for them: the last by hash, whatever the seed.
         val: the share to set aside: the last by salted hash; or a split.
-        seed: salts the hash.
+        seed: salts the hash; at least 0.
         digests: SHA-256 of the arrays x_train, y_train, x_test, y_test in plain hash order, where known.
         origin: where the images came from, for the message.
 
     Raises:
         ArgumentError: a share or the seed is not accepted.
+        DataError: the images of the splits differ in shape.
         FileError: the arrays are not those of `digests`.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ArgumentError(f"seed={seed!r} is not an integer")
+    seed = check_seed(seed)
+    check_shapes(tuple(train.x.shape[1:]), val=val, test=test)
     hashes = pixel_hashes(train.x)
     if not isinstance(test, Split):
         order = hash_order(hashes, train.y)
@@ -221,7 +254,9 @@ def _verify(splits: dict[str, Split], digests: dict[str, str], name: str, origin
     for part, split in splits.items():
         for key, values in (f"x_{part}", pixel_bytes(split.x)), (f"y_{part}", split.y.numpy().astype("<i8")):
             if hashlib.sha256(values).hexdigest() != digests[key]:
+                # It may be the caller's own work under this name: nothing here tells anyone to delete it.
+                fetch = f"; `advtrain data fetch {name} --root FOLDER` gets the official one into another folder"
                 raise FileError(
-                    f"{origin} is damaged or not the official {name}: {key} differs. Delete it and run "
-                    f"`advtrain data fetch {name}`; a set of your own needs another name"
+                    f"{origin} is not the official {name}, or damaged: {key} differs. A set of your own needs another "
+                    f"name{'' if name == 'digits' else fetch}"
                 )

@@ -30,7 +30,8 @@ class Batch:
     Args:
         x: (B, C, H, W) float images in the pixel box.
         y: (B,) int64 labels.
-        index: (B,) int64 positions of the images in the training set, for methods that remember something per image.
+        index: (B,) int64 positions of the images in the training set, for methods that remember something per image;
+            None where a `DataLoader` serves them in an order of its own.
         draws: where the batch's randomness comes from; keyed by seed and step by the training loop.
     """
 
@@ -94,7 +95,8 @@ class Defense:
                 f"{type(self).__name__} is not defined for it",
             )
         one_of("bn", self.bn, BN_MODES)
-        self.require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        smoothing = self.label_smoothing
+        self.require("label_smoothing", smoothing == 0 or (number(smoothing, 0, 1) and smoothing < 1), "in [0, 1)")
 
     def require(self, name: str, holds: bool, accepted: str, hint: str = "") -> None:
         """Raise `ArgumentError` naming the field unless `holds`."""
@@ -107,14 +109,14 @@ class Defense:
         """Called once before training (and before a state is loaded): make generators, buffers, copies."""
 
     def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
-        """The training loss of one batch. `progress` runs from 0 to 1 over the whole training."""
+        """The training loss of one batch. `progress` in [0, 1) is the share of the training that is done."""
         raise NotImplementedError
 
     def adversary_step(self, model: nn.Module, batch: Batch, progress: float) -> None:
         """Two-player methods: update the adversary's own parameters, by `torch.autograd.grad` only."""
 
     def after_backward(self, model: nn.Module) -> None:
-        """Called after every step, also one that failed: put back what `__call__` displaced."""
+        """Called after each `__call__` and its backward pass, also if either failed: put back what was displaced."""
 
     def state_dict(self) -> dict[str, Any]:
         """Whatever must survive a resume."""
@@ -132,7 +134,7 @@ class Defense:
     @property
     def config(self) -> dict[str, Any]:
         """The defense as JSON-able values; `advtrain.defenses.from_config` makes it again."""
-        return {"name": self.name, **dataclasses.asdict(self)}
+        return {"name": self.name, "class": type(self).__name__, **dataclasses.asdict(self)}
 
 
 def number(value: Any, low: float, high: float = math.inf) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from . import attacks
+from .attacks.gradient import check_box, input_gradient
+from .attacks.losses import cross_entropy
 from .checks import check_model, check_threat
 from .data import Split, as_split
-from .errors import bad, one_of
-from .modes import evaluating, place
+from .errors import ModelError, bad, one_of
+from .modes import attacking, evaluating, place
 from .progress import progress_bar
 from .report import Report, Row
 from .rng import Rng
@@ -35,6 +38,16 @@ class Protocol:
     rel_step: float = 0.25
     step_size: float | None = None
     keep: str = "any"
+
+    def __post_init__(self) -> None:
+        one_of("keep", self.keep, ("any", "last"))
+        for name in ("steps", "restarts"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                bad(name, getattr(self, name), "an integer of at least 1")
+        for name in ("rel_step", "step_size"):
+            value = getattr(self, name)
+            if not (isinstance(value, numbers.Real) and value > 0) and (name, value) != ("step_size", None):
+                bad(name, value, "above 0")
 
     def size(self, threat: Threat) -> float:
         """The step size in pixel units."""
@@ -79,6 +92,23 @@ def count_correct(
     return int(correct)
 
 
+def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
+    """Refuse a model whose input gradient is not finite: attacks are blind to it, and blindness looks like robustness.
+
+    Raises:
+        ModelError: NaN or infinity in the gradient of some image.
+    """
+    with attacking(model, "eval"):
+        x = part.images(dtype=dtype)
+        grad, _ = input_gradient(model, x, lambda logits: cross_entropy(logits, part.y))
+    blind = int((~grad.isfinite()).flatten(1).any(1).sum())
+    if blind:
+        raise ModelError(
+            f"the model's input gradient is NaN or infinite for {blind} of {len(part)} images, so that attacks "
+            "would call it robust: look for a square root, norm or division at zero"
+        )
+
+
 def evaluate(
     model: nn.Module,
     data: Any,
@@ -118,6 +148,8 @@ def evaluate(
     split = as_split(data)
     device, dtype = place(model)
     check_model(model, split[:2].to(device).images(dtype=dtype), int(split.y.max()) + 1)
+    check_box(split.x, threat)
+    check_gradient(model, split[:batch_size].to(device), dtype)
 
     def fgsm(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         return attacks.fgsm(model, x, y, threat, check=False)

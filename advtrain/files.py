@@ -75,19 +75,21 @@ def check_writable(folder: str | os.PathLike, *, holding: str, overwrite: bool) 
     Args:
         folder: where results shall go; made if missing.
         holding: the name of the file by which earlier results are known.
-        overwrite: earlier results may be replaced; this file is then removed, so that nothing stale passes for new.
+        overwrite: earlier results may be replaced. They stay until the new ones are written.
 
     Raises:
         FileError: it cannot be written to, or it holds earlier results.
     """
     folder = Path(folder)
     if (folder / holding).exists() and not overwrite:
-        raise FileError(f"{folder} already holds a run; choose another folder or pass overwrite=True (--overwrite)")
+        raise FileError(
+            f"{folder} already holds a {holding} of an earlier run; choose another folder, or pass overwrite=True "
+            "(--overwrite)"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        (folder / holding).unlink(missing_ok=True)
     except OSError as error:
         raise FileError(
             f"cannot write to {folder}: {error.strerror or error}; choose a folder you may write to"

@@ -18,13 +18,13 @@ class Keeper:
         model: the network in training.
         select: `"last"`, or `"best"` by validation.
         by: what the best is chosen by: `"pgd"` or `"clean"` accuracy; the other one decides between equals.
-        ema: decay in (0, 1) of an exponential moving average of the parameters, or None. Buffers are not averaged: the
-            average has those of the latest step.
+        ema: decay in (0, 1) of an exponential moving average of parameters and running statistics, or None. It looks
+            back over about 1 / (1 - ema) steps; after fewer steps it is mostly the beginning.
     """
 
     def __init__(self, model: nn.Module, *, select: str, by: str, ema: float | None):
         self.model, self.select, self.by = model, select, by
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
         self.best: tuple[tuple[float, float], dict[str, torch.Tensor]] | None = None
         self.epoch = 0  # the epoch whose weights would be given back now
 

@@ -1,6 +1,7 @@
 """Batches: from a set that lives on the device, or through a torch `DataLoader`.
 
-Both have `len(loader)`, the number of batches, and `loader.epoch(k)`, which yields `(x, y, index)`.
+Both have `len(loader)`, the number of batches, and `loader.epoch(k)`, which yields `(x, y, index)`; `index` is None
+where nobody knows which of the training images these are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .rng import Rng
 PAD = 4
 """Pixels of zeros around an image before a crop of its size is taken, as on CIFAR since He et al. (2016)."""
 
-Triple = tuple[Tensor, Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Loader:
@@ -30,6 +31,9 @@ class Loader:
 
     Order and augmentation of epoch k come from `(seed, k)` alone: whatever was drawn or loaded before, on whichever
     device, and however large the batches, image i of epoch k looks the same.
+
+    A last batch of a single image is joined to the one before: batch normalisation has no variance to take of one image
+    whose features are 1x1, and torch refuses it, after a whole epoch of work.
 
     Args:
         split: the images.
@@ -70,8 +74,9 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        n = len(self.split)
-        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+        full, rest = divmod(len(self.split), self.batch_size)
+        joined = full > 0 and rest == 1
+        return full if self.drop_last or joined else full + (rest > 0)
 
     def epoch(self, number: int) -> Iterator[Triple]:
         """The batches of epoch `number`.
@@ -85,8 +90,10 @@ class Loader:
         order = Rng(self.seed, "order", number).permutation(n) if self.shuffle else torch.arange(n)
         order = order.to(self.device)
         draws = draw_augmentation(n, Rng(self.seed, "augment", number)).to(self.device) if self.augment else None
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = order[start : start + self.batch_size]
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        for start in starts:
+            end = n if start == starts[-1] and not self.drop_last else start + self.batch_size
+            index = order[start:end]
             images = x[index]
             if draws is not None:
                 images = crop_and_flip(images, draws[index])
@@ -155,28 +162,37 @@ class StreamLoader:
         """The batches of epoch `number`, each checked before it goes to the device.
 
         Yields:
-            x (B, C, H, W) in [0, 1], y (B,) int64, and index (B,) int64, which counts images from the epoch's start.
+            x (B, C, H, W) in [0, 1], y (B,) int64, and None for the index: a `DataLoader` does not say which images it
+            has drawn.
 
         Raises:
-            DataError: a batch that must not be trained on; the message says which.
+            DataError: a batch that must not be trained on; the message says which. Also more or fewer batches than
+                `len(loader)`, because schedules count steps.
         """
+        expected = len(self)
         for sampler in (self.loader.sampler, self.loader.batch_sampler):
             if hasattr(sampler, "set_epoch"):  # a DistributedSampler shuffles anew only when told
                 sampler.set_epoch(number)
-        seen = 0
-        for count, batch in enumerate(self.loader):
-            x, y = self._checked(batch, f"batch {count} of epoch {number}")
-            index = torch.arange(seen, seen + len(y), device=self.device)
-            seen += len(y)
-            x, y = (part.to(self.device, non_blocking=True) for part in (x, y.long()))
-            yield as_float(x, self.dtype), y, index
+        given = 0
+        for given, batch in enumerate(self.loader, 1):
+            if given > expected:
+                break
+            x, y = self._checked(batch, f"batch {given - 1} of epoch {number}")
+            x, y = (part.to(self.device, non_blocking=True) for part in (x.detach(), y.long()))
+            yield as_float(x, self.dtype), y, None
+        if given != expected:
+            gave = f"only {given} batches" if given < expected else f"a batch number {given}"
+            raise DataError(
+                f"the DataLoader gave {gave} in epoch {number}, but len(loader) is {expected}, and schedules count "
+                "steps: let its __len__ be what it yields, and each of several workers yield only its own part"
+            )
 
     def _checked(self, batch: Any, name: str) -> tuple[Tensor, Tensor]:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise DataError(f"{name} is a {type(batch).__name__}, not a pair (x, y)")
         x, y = batch
         check_images(x, name=f"{name}: x")
-        check_labels(y, self.num_classes or 2**31, name=f"{name}: y", length=len(x))
+        check_labels(y, self.num_classes, name=f"{name}: y", length=len(x))
         self.shape = self.shape or tuple(x.shape[1:])
         if (shape := tuple(x.shape[1:])) != tuple(self.shape):
             bad(f"{name}: x.shape[1:]", shape, f"{tuple(self.shape)}, the shape of the others", kind=DataError)

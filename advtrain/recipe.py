@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,11 +43,11 @@ def find_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        bad("device", str(device), "available here", f"{error}".split("\n")[0])
-    return device
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        bad("device", device, "available here", f"{error}".strip().split("\n")[0])
+    return found
 
 
 @contextlib.contextmanager
@@ -77,15 +78,19 @@ def check_options(options: dict[str, Any]) -> None:
             bad(name, options[name], "an integer of at least 1")
     if type(options["validate_every"]) is not int or options["validate_every"] < 0:
         bad("validate_every", options["validate_every"], "an integer of at least 0", "0 switches validation off")
-    for name, low, high in (("lr", 0, math.inf), ("clip_grad", 0, math.inf), ("ema", 0, 1)):
+    for name, high in (("lr", math.inf), ("clip_grad", math.inf), ("ema", 1)):
         value = options[name]
-        if value is not None and not low < value < high:
-            bad(name, value, f"in ({low}, {high})" if high < math.inf else f"above {low} and finite")
+        if not (_real(value) and 0 < value < high) and (name == "lr" or value is not None):
+            bad(name, value, f"in (0, {high})" if high < math.inf else "above 0 and finite")
     for name, high in (("momentum", 1), ("weight_decay", math.inf)):
-        if not 0 <= options[name] < high:
-            bad(name, options[name], f"in [0, {high})" if high < math.inf else "at least 0")
+        if not (_real(options[name]) and 0 <= options[name] < high):
+            bad(name, options[name], f"in [0, {high})" if high < math.inf else "at least 0 and finite")
     one_of("optimizer", options["optimizer"], OPTIMIZERS)
     one_of("select", options["select"], ("last", "best"))
     get_schedule(options["schedule"])
     if type(options["seed"]) is not int or options["seed"] < 0:
         bad("seed", options["seed"], "an integer of at least 0")
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -9,10 +9,13 @@ replayed.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from .errors import bad
 
 
 class Rng:
@@ -28,7 +31,7 @@ class Rng:
     """
 
     def __init__(self, *key: int | str):
-        self.key = key
+        self.key = tuple(part if isinstance(part, str) else operator.index(part) for part in key)
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __repr__(self) -> str:
@@ -53,11 +56,16 @@ class Rng:
 
     def uniform(self, like: Tensor, low: float, high: float) -> Tensor:
         """Uniform draws in [low, high) with the shape, dtype and device of `like`."""
-        return torch.empty_like(like).uniform_(low, high, generator=self.generator(like.device))
+        return self._empty(like).uniform_(low, high, generator=self.generator(like.device))
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal draws with the shape, dtype and device of `like`."""
-        return torch.empty_like(like).normal_(generator=self.generator(like.device))
+        return self._empty(like).normal_(generator=self.generator(like.device))
+
+    @staticmethod
+    def _empty(like: Tensor) -> Tensor:
+        """Contiguous whatever the memory format of `like`, so that a draw does not depend on it."""
+        return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
     def integers(self, low: int, high: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """Integers in [low, high), int64."""
@@ -66,6 +74,19 @@ class Rng:
     def permutation(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         """A random order of `range(n)`, int64."""
         return torch.randperm(n, generator=self.generator(device), device=device)
+
+
+def as_rng(rng: Rng | Recorded | int | None) -> Rng | Recorded:
+    """What an attack takes as `rng`: a stream, a seed, or None for always the same draws.
+
+    Raises:
+        ArgumentError: something else, such as a torch.Generator.
+    """
+    if rng is None or (isinstance(rng, int) and not isinstance(rng, bool)):
+        return Rng(rng or 0)
+    if not hasattr(rng, "child"):
+        bad("rng", type(rng).__name__, "an Rng or a seed", "write rng=0, or at.Rng(0, 'name')")
+    return rng
 
 
 class Recorded:

@@ -29,9 +29,9 @@ from torch import nn
 
 from .data import Dataset, load_data
 from .defense import Defense
-from .defenses import from_config
-from .errors import ArgumentError, FileError, bad
-from .files import atomic, read_json, write_json
+from .defenses import DEFENSES, from_config
+from .errors import AdvtrainError, ArgumentError, FileError, bad
+from .files import atomic, check_writable, read_json, write_json
 from .models import build_model
 from .recipe import find_device
 from .threat import Threat
@@ -49,7 +49,8 @@ class Run:
         `lr`, `seconds`, and where validated `val_clean`, `val_fgsm`, `val_pgd`; all accuracies in [0, 1].
     notes: what the training loop wants known, such as catastrophic overfitting.
     best_epoch: the epoch, counted from 1, whose weights the model holds.
-    status: `"finished"` or `"interrupted"` (by Ctrl-C; the model holds the best weights until then).
+    status: `"finished"`; `"interrupted"` by Ctrl-C, where the model holds the weights that `notes` tell; or
+        `"running"`, also of a folder whose run was killed or failed: it holds the last epoch that was written.
     path: the run folder, if there is one.
     """
 
@@ -63,6 +64,7 @@ class Run:
     status: str = "running"
     provenance: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    written: bool = field(default=False, repr=False)  # this run has been saved before
 
     @property
     def threat(self) -> Threat:
@@ -77,19 +79,28 @@ class Run:
             "status": self.status,
             "best_epoch": self.best_epoch,
             "notes": self.notes,
-            "model": getattr(self.model, "spec", None),
+            "model": spec_of(self.model),
             "defense": self.defense.config,
             "data": None if self.data is None else self.data.spec,
             "options": self.options,
         }
 
-    def save(self, path: str | Path | None = None) -> Path:
+    def save(self, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
         """Write the run folder; atomic file by file, the weights before the configuration that speaks of them.
 
+        Args:
+            path: the folder; the run's own if not given.
+            overwrite: replace another run that is there already.
+
         Raises:
-            FileError: the folder cannot be written.
+            FileError: the folder cannot be written, or holds another run.
         """
         folder = Path(path or self.path or bad("path", path, "a folder", "this run has none yet: run.save('runs/x')"))
+        if folder != self.path:
+            check_writable(folder, holding="config.json", overwrite=overwrite)
+        if not self.written:
+            (folder / "report.json").unlink(missing_ok=True)  # an earlier run's verdict
+            self.written = True
         save_weights(self.model, folder / "model.safetensors")
         write_json(folder / "history.json", self.history)
         write_json(folder / "provenance.json", self.provenance)
@@ -105,19 +116,25 @@ class Run:
 
 
 def load_run(
-    path: str | Path, *, model: nn.Module | None = None, data: Dataset | None = None, device: str = "cpu"
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    defense: Defense | None = None,
+    data: Dataset | None = None,
+    device: str = "cpu",
 ) -> Run:
     """Read a run folder: `run.model`, `run.data`, `run.threat`, `run.defense`, `run.history`.
 
     Args:
         path: the folder.
         model: a network of the same architecture, for a run whose model was not made by `build_model`.
+        defense: the defense, for a run whose defense is not registered in this package.
         data: the data of a run that was trained on the caller's own; otherwise loaded by name, and None if not at hand.
         device: where the model goes; `"auto"` is a GPU if there is one.
 
     Raises:
         FileError: no run there, or a damaged one.
-        ArgumentError: the model must be given, or the one given does not fit.
+        ArgumentError: the model or the defense must be given, or the model given does not fit.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -128,32 +145,57 @@ def load_run(
             raise FileError(
                 f"{folder} has format {config['format']!r}, this version reads {FORMAT}: update advtrain-book"
             )
-        defense = from_config(config["defense"])
-        if model is None:
-            if not config["model"]:
-                bad("model", None, "given", "this run's network was not made by build_model: pass one like it")
-            model = build_model(**config["model"])
+        known = DEFENSES.get(config["defense"]["name"])
+        if defense is None and (known is None or known.__name__ != config["defense"]["class"]):
+            bad("defense", None, "given", f"this run's {config['defense']['class']} is not part of this package")
+        if model is None and not config["model"]:
+            bad("model", None, "given", "this run's network is not as build_model makes it: pass one like it")
+        try:
+            made = defense or from_config(config["defense"])
+            model = model or build_model(**config["model"])
+        except (AdvtrainError, ValueError) as error:
+            raise FileError(f"{folder / 'config.json'} is damaged: {error}") from error
         run = Run(
-            model, defense, data, config["options"], read_json(folder / "history.json"), config["notes"],
-            config["best_epoch"], config["status"], read_json(folder / "provenance.json"), folder,
+            model, made, data, dict(config["options"]), list(read_json(folder / "history.json")), list(config["notes"]),
+            config["best_epoch"], str(config["status"]), dict(read_json(folder / "provenance.json")), folder, True,
         )  # fmt: skip
+        if not all(isinstance(record, dict) for record in run.history):
+            raise FileError(f"{folder / 'history.json'} is damaged: it is not a list of records")
+        spec = config["data"] and dict(config["data"])
     except (KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{folder / 'config.json'} is damaged: {error!r}") from error
     load_weights(run.model, folder / "model.safetensors")
     run.model.to(find_device(device)).eval()
-    if data is None and config["data"]:
+    if data is None and spec:
         try:
-            run.data = load_data(**config["data"])
-        except FileError:
-            run.data = None  # a set that is not on this machine: the weights are still of use
+            run.data = load_data(**spec)
+        except (AdvtrainError, TypeError):
+            run.data = None  # a set that is not on this machine any more: the weights are still of use
     return run
+
+
+def spec_of(model: nn.Module) -> dict[str, Any] | None:
+    """What `build_model` makes a like network from; None if it was not made by it, or was changed afterwards."""
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, dict):
+        return None
+    with torch.device("meta"):
+        twin = build_model(**spec)
+
+    def shapes(network: nn.Module) -> dict[str, torch.Size]:
+        return {key: value.shape for key, value in network.state_dict().items()}
+
+    return spec if shapes(twin) == shapes(model) else None
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write a model's parameters and buffers as safetensors, atomically."""
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     with atomic(path) as partial:
-        save_file(state, partial)
+        try:
+            save_file(state, partial)
+        except SafetensorError as error:  # how safetensors says that the disk is full
+            raise FileError(f"cannot write {path}: {error}") from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

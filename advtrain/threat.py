@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,11 +50,12 @@ class Threat:
         one_of("norm", self.norm, NORMS)
         for name in ("eps", "low", "high"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                bad(name, value, "a finite number", "ε and the box are plain Python numbers, such as eps=8/255")
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+                hint = "write it without quotes" if isinstance(value, str) else f"a plain number: {name}=float({name})"
+                bad(name, value, "a finite number", hint)
             object.__setattr__(self, name, float(value))
-        if self.low >= self.high:
-            bad("low", self.low, f"below high={self.high:g}", "the pixel box is empty; images are in [0, 1]")
+        if not 0 <= self.low < self.high <= 1:
+            bad("(low, high)", (self.low, self.high), "a box inside [0, 1]", "pixels are in [0, 1] in this package")
         if self.norm == "linf" and not 0 < self.eps <= self.high - self.low:
             hint = f"pixels are in [{self.low:g}, {self.high:g}]"
             hint += f", did you mean {self.eps:g}/255?" if 1 < self.eps <= 255 else ""
@@ -63,7 +65,9 @@ class Threat:
 
     def __repr__(self) -> str:
         box = "" if (self.low, self.high) == (0.0, 1.0) else f", low={self.low:g}, high={self.high:g}"
-        return f"Threat(norm={self.norm!r}, eps={format_eps(self.eps)}{box})"
+        eps = format_eps(self.eps)
+        eps = eps if parse_eps(eps) == self.eps else repr(self.eps)
+        return f"Threat(norm={self.norm!r}, eps={eps}{box})"
 
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """`project` for a fixed x, with what depends on x alone computed once: for the inner loop of an attack."""
@@ -116,11 +120,11 @@ class Threat:
     def ascend(self, x_adv: Tensor, grad: Tensor, step_size: float) -> Tensor:
         """One step of steepest ascent in the threat's norm: along the sign (ℓ∞), or along the unit gradient (ℓ2).
 
-        The result may be outside the ball; `project` it. Where the gradient vanishes, the image stays.
+        The result may be outside the ball; `project` it. Where the gradient vanishes or is NaN, the image stays.
         """
         if self.norm == "linf":
-            return x_adv + step_size * grad.sign()
-        return x_adv + step_size * grad / _lengths(grad).clamp(min=1e-30)
+            return x_adv + step_size * grad.sign()  # sign(NaN) is 0
+        return x_adv + step_size * (grad / _lengths(grad).clamp(min=1e-30)).nan_to_num(0.0)
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Which images of the batch are admissible, judged in float64.
@@ -136,10 +140,9 @@ class Threat:
 
 def format_eps(eps: float) -> str:
     """`8/255` for 8/255, `0.3` for 0.3: the way the papers write a radius."""
-    for denominator in (255,):
-        fraction = Fraction(eps * denominator).limit_denominator(4)
-        if abs(eps * denominator - fraction) < 1e-9 and eps * denominator >= 0.25 and len(f"{eps:g}") > 5:
-            return f"{float(fraction):g}/{denominator}"
+    steps = Fraction(eps * 255).limit_denominator(4)
+    if steps and abs(eps * 255 - steps) < 1e-9 and len(f"{eps:g}") > 5:
+        return f"{float(steps):g}/255"
     return f"{eps:g}"
 
 

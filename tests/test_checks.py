@@ -37,8 +37,8 @@ def test_plain_images_pass(dtype):
         (torch.rand(4, 64), "not vectors"),
         (torch.rand(0, 1, 8, 8), "at least one image"),
         (torch.rand(2, 8, 8, 3), r"batch.permute\(0, 3, 1, 2\)"),
-        (images().long(), "uint8"),
-        (images(True).bool(), "uint8"),
+        (images().long(), r"batch.to\(torch.uint8\) if they are 0..255"),
+        (images(True).bool(), r"batch.float\(\)"),
         (with_pixel(NAN), r"NaN or infinite pixels in 1 image\(s\), the first at batch\[2\]"),
         (with_pixel(INF), "infinite"),
         (with_pixel(-INF), "infinite"),
@@ -75,6 +75,19 @@ def test_labels_of_any_integer_type_pass():
 def test_labels_that_cannot_be_used_are_refused_by_name(y, message):
     with pytest.raises(DataError, match=message):
         check_labels(y, 10, name="target", length=3)
+
+
+def test_hints_are_code_whatever_the_argument_is_called():
+    with pytest.raises(DataError, match=r"data x='0.5 to 255' .* divide by 255: x / 255, or pass uint8: x.to"):
+        check_images(with_pixel(255.0), name="data x")
+    with pytest.raises(DataError, match=r"data y.shape=\(3, 10\) is not \(B,\): one-hot\? y.argmax\(1\)"):
+        check_labels(torch.zeros(3, 10), 10, name="data y")
+
+
+def test_labels_of_an_unknown_number_of_classes_are_at_least_zero():
+    check_labels(torch.tensor([0, 2**40]), None)
+    with pytest.raises(DataError, match="y='-1 to 3' is not at least 0: labels are class numbers"):
+        check_labels(torch.tensor([3, -1]), None)
 
 
 def net(*layers):

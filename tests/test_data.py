@@ -84,6 +84,24 @@ def test_a_share_that_leaves_nothing_is_refused(val):
         as_dataset(some_images(40), test=some_images(5), val=val)
 
 
+@pytest.mark.parametrize("seed", [-3, 1.0, True, "1", None])
+def test_a_seed_is_a_whole_number_from_zero_on(seed):
+    for make in (lambda: load_data("digits", seed=seed), lambda: as_dataset(some_images(40), seed=seed)):
+        with pytest.raises(ArgumentError, match="seed=.* is not an integer of at least 0"):
+            make()
+
+
+def test_a_seed_of_numpy_is_the_same_seed():
+    data = load_data("digits", seed=np.int64(3))
+    assert same(data, load_data("digits", seed=3)) and type(data.spec["seed"]) is int
+
+
+def test_pixels_with_a_gradient_are_cut_from_their_history():
+    x = torch.rand(6, 1, 4, 4, requires_grad=True)
+    split = as_split((x * 0.5, torch.zeros(6, dtype=torch.int32)))
+    assert not split.x.requires_grad and split.y.dtype == torch.int64
+
+
 def test_a_split_is_indexed_by_slices_positions_masks_and_numbers():
     x, y = some_images(10)
     split = as_split((x, y))

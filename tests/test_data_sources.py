@@ -76,6 +76,34 @@ def test_a_file_with_images_that_cannot_be_used_is_refused(data_folder):
         load_data("labels")
 
 
+def test_splits_of_different_shapes_are_refused(data_folder):
+    x, _ = some_images(9, shape=(3, 9, 9))
+    write(data_folder / "two-sizes.npz", x_test=x)
+    with pytest.raises(DataError, match=r"test images=\(3, 9, 9\) is not of shape \(3, 8, 8\)"):
+        load_data("two-sizes")
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.array(["cat"] * 30), "odd train y is not a list of class numbers: .*np.unique"),
+        (np.full(30, np.nan), "odd train y.dtype=torch.float64 is not an integer type"),
+        (np.full(30, -1), "odd train y='-1 to -1' is not at least 0: "),
+        (np.full(30, 20_000_000), r"max\(y\)=20000000 is not below 100,000"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_refused(data_folder, y, message):
+    write(data_folder / "odd.npz", y_train=y, classes=None)
+    with pytest.raises(DataError, match=message):
+        load_data("odd")
+
+
+def test_names_of_classes_are_a_list(data_folder):
+    write(data_folder / "odd.npz", classes=np.array("cat"))
+    with pytest.raises(DataError, match=r"odd classes=\(\) is not of shape \(K,\)"):
+        load_data("odd")
+
+
 def test_a_missing_set_says_how_to_get_it(data_folder):
     with pytest.raises(FileError) as caught:
         load_data("cifar10")
@@ -118,8 +146,20 @@ def test_cifar10_is_verified_and_has_the_known_statistics(full_data, tmp_path):
 
 def test_a_subset_under_an_official_name_is_refused(cifar10_mini, data_folder):
     (data_folder / "cifar10.npz").write_bytes(cifar10_mini.read_bytes())
-    with pytest.raises(FileError, match="not the official cifar10: x_train differs.*another name"):
+    with pytest.raises(
+        FileError, match="not the official cifar10, or damaged: x_train differs.*another name"
+    ) as caught:
         load_data("cifar10")
+    assert "data fetch cifar10 --root" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_nobody_is_told_to_delete_a_set_of_their_own(data_folder, name):
+    write(data_folder / f"{name}.npz")
+    with pytest.raises(FileError, match="A set of your own needs another name") as caught:
+        load_data(data_folder / f"{name}.npz")
+    advice = str(caught.value).replace(str(data_folder), "")
+    assert "delete" not in advice.lower() and ("fetch" in advice) == (name != "digits")
 
 
 def idx(array):
@@ -150,7 +190,7 @@ def test_files_that_torchvision_left_are_read_and_give_the_same_set(full_data, m
     damaged = bytearray(mnist_files["t10k-images-idx3-ubyte"])
     damaged[5000] ^= 1
     (raw / "t10k-images-idx3-ubyte").write_bytes(damaged)
-    with pytest.raises(FileError, match="not the official mnist: x_test differs"):
+    with pytest.raises(FileError, match="not the official mnist, or damaged: x_test differs"):
         load_data("mnist")
     (raw / "t10k-images-idx3-ubyte").unlink()
     with pytest.raises(FileError, match="incomplete or damaged.*fetch mnist"):

@@ -65,7 +65,7 @@ def test_a_data_loader_is_kept_and_looked_at_without_touching_global_randomness(
     with pytest.raises(DataError, match="no test split"):
         as_split(as_dataset(loader))
     blind = DataLoader([(image, int(label)) for image, label in zip(torch.from_numpy(x), y, strict=True)], 4)
-    with pytest.raises(DataError, match="give num_classes"):
+    with pytest.raises(DataError, match=r"as_dataset\(loader, num_classes=...\)"):
         as_dataset(blind)
     assert as_dataset(blind, num_classes=4).num_classes == 4
 
@@ -73,9 +73,14 @@ def test_a_data_loader_is_kept_and_looked_at_without_touching_global_randomness(
 @pytest.mark.parametrize(
     ("obj", "message"),
     [
-        (3, "obj='int' is not a Dataset, Split, pair"),
+        ("digits", r"data='digits' is not a data set: load it first: load_data\('digits'\)"),
+        (3, "data='int' is not a Dataset, Split, pair"),
         ((np.zeros((4, 3, 3, 3), np.uint8), np.zeros(4, int)), "beyond doubt"),
-        ((np.zeros((4, 3, 8, 8), np.int64), np.zeros(4, int)), "uint8"),
+        ({"x": 1}, "data='dict' is not"),
+        ((np.zeros((4, 3, 8, 8), np.int64), np.zeros(4, int)), r"x.astype\(np.uint8\) if they are 0..255"),
+        ((torch.full((4, 1, 8, 8), 9.0), torch.zeros(4).long()), "divide by 255: x / 255"),
+        ((torch.rand(4, 1, 8, 8), torch.tensor([0, -1, 1, 0])), "data y='-1 to 1' is not at least 0: labels"),
+        ((torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 20_000_000])), r"max\(y\)=20000000 is not below 100,000"),
         ((torch.zeros(4, 8, 8, 3), torch.zeros(4).long()), r"permute\(0, 3, 1, 2\)"),
         ((torch.rand(4, 1, 8, 8), torch.zeros(3).long()), "one label for each image"),
         ((torch.rand(4, 1, 8, 8), [0, 1, "a", 2]), "class numbers"),
@@ -98,6 +103,52 @@ def test_sets_that_do_not_fit_each_other_are_refused():
         as_dataset(some_images(20), num_classes=3)
     with pytest.raises(DataError, match="classes"):
         as_dataset(some_images(20), num_classes=4, classes=["a"])
+    with pytest.raises(DataError, match=r"val images=\(3, 9, 9\) is not of shape \(3, 8, 8\)"):
+        as_dataset(some_images(20), val=some_images(5, shape=(3, 9, 9)))
+
+
+@pytest.mark.parametrize("count", [1, 100_001, "3", 4.0, True])
+def test_a_number_of_classes_is_at_least_two_and_believable(count):
+    with pytest.raises(DataError, match=r"num_classes=.* is not an integer in 2\.\.100,000"):
+        as_dataset(some_images(20), num_classes=count)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (torch.eye(4)[1], r"data\[1\]: label.shape=\(4,\) is not that of one class number: one-hot\? label.argmax\(\)"),
+        ([0, 1, 0], r"data\[1\]: label=\[0, 1, 0\] is not a class number, an integer"),
+        ("cat", r"data\[1\]: label='cat' is not a class number, an integer: number the names"),
+        (None, r"data\[1\]: label=None is not a class number"),
+        (0.5, r"data\[1\]: label=0.5 is not a class number"),
+    ],
+)
+def test_an_item_whose_label_is_no_class_number_is_named(label, message):
+    image = torch.rand(1, 8, 8)
+    with pytest.raises(DataError, match=message):
+        as_dataset([(image, 0), (image, label), (image, 1)])
+
+
+def test_labels_of_items_may_be_any_single_integer():
+    labels = [1, np.int32(2), torch.tensor(3), torch.tensor([4], dtype=torch.uint8), np.array(5)]
+    assert as_split([(torch.rand(1, 8, 8), label) for label in labels]).y.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_batches_of_one_hot_labels_are_named():
+    loader = DataLoader(TensorDataset(torch.rand(4, 1, 8, 8), torch.eye(4)), 2)
+    with pytest.raises(DataError, match=r"batch 0: y.shape=\(2, 4\) is not \(B,\): one-hot\? y.argmax\(1\)"):
+        as_split(loader)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK"])
+def test_palettes_and_transparency_are_not_read_as_pixels(mode):
+    from PIL import Image
+
+    photo = Image.fromarray(some_images(1, shape=(8, 9, 3), repeats=False)[0][0])
+    with pytest.raises(DataError, match=rf"data\[0\] holds a PIL image of mode '{mode}'.*image.convert\('RGB'\)"):
+        as_split([(photo.convert("L").convert(mode) if mode == "LA" else photo.convert(mode), i) for i in range(3)])
+    split = as_split([(photo.convert("P").convert("RGB"), i) for i in range(3)])
+    assert split.x.shape == (3, 3, 8, 9)
 
 
 def test_a_split_checks_its_own_shapes_and_types():

@@ -117,6 +117,22 @@ def test_the_model_comes_back_as_it_was(digits, model):
     model.eval()
 
 
+def test_a_gradient_that_is_not_a_number_is_not_called_robust(digits):
+    """A norm of zero on black images has a NaN gradient: every gradient attack stands still there."""
+
+    class Blind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(64, 10)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.net(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-5))
+
+    with pytest.raises(at.errors.ModelError, match="gradient is NaN or infinite for 8 of 8 images"):
+        at.evaluate(Blind(), (torch.zeros(8, 1, 8, 8), torch.arange(8)), THREAT)
+
+
 def test_bad_input_is_named(digits, model):
     with pytest.raises(at.errors.ArgumentError, match="protocol='pgd-50' is not one of strict"):
         at.evaluate(model, digits.test, THREAT, protocol="pgd-50")

@@ -23,7 +23,7 @@ def split_of(n, shape=(3, 8, 8), seed=0):
 
 
 def batches(loader, epoch=0):
-    return [torch.cat(parts) for parts in zip(*loader.epoch(epoch), strict=True)]
+    return [parts[0] if parts[0] is None else torch.cat(parts) for parts in zip(*loader.epoch(epoch), strict=True)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -37,6 +37,18 @@ def test_an_epoch_visits_every_image_once_with_its_label_and_position(n, size, s
     assert sorted(index.tolist()) == list(range(n)) and index.dtype == y.dtype == torch.int64
     assert torch.equal(x, split.images(index)) and torch.equal(y, split.y[index])
     assert shuffle or index.tolist() == list(range(n))
+    assert len(parts[-1][1]) > 1 or 1 in (n, size), "no image is left alone in a batch"
+
+
+def test_a_last_image_alone_joins_the_batch_before_so_that_batch_norm_works():
+    loader = Loader(split_of(13, shape=(3, 1, 1)), 4, shuffle=True)
+    parts = list(loader.epoch(0))
+    assert len(loader) == 3 and [len(y) for _, y, _ in parts] == [4, 4, 5]
+    assert sorted(torch.cat([index for _, _, index in parts]).tolist()) == list(range(13))
+    norm = torch.nn.BatchNorm2d(3)
+    assert all(norm(x).isfinite().all() for x, _, _ in parts)
+    assert [len(y) for _, y, _ in Loader(split_of(13), 4, drop_last=True).epoch(0)] == [4, 4, 4]
+    assert [len(y) for _, y, _ in Loader(split_of(3), 1).epoch(0)] == [1, 1, 1]
 
 
 def test_the_same_seed_gives_the_same_batches_whatever_happened_before():
@@ -168,11 +180,11 @@ def stream_of(split, **options):
     return DataLoader(TensorDataset(split.x, split.y), **{"batch_size": 4, **options})
 
 
-def test_a_stream_gives_the_loaders_batches_with_a_running_count():
+def test_a_stream_gives_the_loaders_batches_and_no_positions():
     split = split_of(10)
     loader = StreamLoader(stream_of(split))
     x, y, index = batches(loader)
-    assert len(loader) == 3 and index.tolist() == list(range(10))
+    assert len(loader) == 3 and index is None, "what a DataLoader has drawn, and from where, only it knows"
     assert torch.equal(x, split.images()) and torch.equal(y, split.y)
     x, _, _ = batches(StreamLoader(stream_of(Split(split.images(torch.arange(10), torch.float64), split.y))))
     assert x.dtype == torch.float32
@@ -182,6 +194,36 @@ def test_a_dataset_with_a_data_loader_makes_a_stream():
     data = as_dataset(stream_of(split_of(10)), num_classes=10)
     loader = make_loader(data, 999)
     assert isinstance(loader, StreamLoader) and len(batches(loader)[1]) == 10
+
+
+class Stream(IterableDataset):
+    """Yields `items` and says that it yields `said`."""
+
+    def __init__(self, items, said):
+        self.items, self.said = items, said
+
+    def __len__(self):
+        return self.said
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+@pytest.mark.filterwarnings("ignore:Length of IterableDataset")
+@pytest.mark.parametrize(("said", "whole", "message"), [(12, 2, "only 2 batches .* is 3"), (4, 1, "number 2 .* is 1")])
+def test_a_stream_of_another_length_than_it_says_is_refused(said, whole, message):
+    stream = Stream([(torch.rand(1, 4, 4), 0)] * 8, said)
+    came = []
+    with pytest.raises(DataError, match=f"the DataLoader gave .*{message}, and schedules count steps"):
+        for batch in StreamLoader(DataLoader(stream, batch_size=4)).epoch(0):
+            came.append(batch)
+    assert len(came) == whole
+
+
+def test_a_stream_cuts_pixels_from_their_history():
+    x = torch.rand(4, 1, 4, 4, requires_grad=True)
+    x, _, _ = batches(StreamLoader(DataLoader(TensorDataset(x * 0.5, torch.zeros(4).long()), batch_size=2)))
+    assert not x.requires_grad
 
 
 def test_a_distributed_sampler_is_told_the_epoch():
@@ -196,7 +238,7 @@ def test_a_distributed_sampler_is_told_the_epoch():
     ("damage", "message"),
     [
         (lambda x, y: (x.index_fill(0, torch.tensor([5]), float("nan")), y), r"batch 1 of epoch 2: x has NaN.*x\[1\]"),
-        (lambda x, y: (x * 255, y), "divide by 255"),
+        (lambda x, y: (x * 255, y), "batch 0 of epoch 2: x='.*' is not inside .* divide by 255: x / 255"),
         (lambda x, y: (x, y + 5), r"batch 0 of epoch 2: y='\d+ to 1\d' is not inside 0\.\.9"),
         (lambda x, y: (x, y.double()), "integer type"),
     ],
@@ -210,15 +252,11 @@ def test_every_batch_of_a_stream_is_checked(damage, message):
 
 
 def test_batches_that_are_no_pairs_or_change_their_shape_are_refused():
-    class Growing(IterableDataset):
-        def __iter__(self):
-            return iter([(torch.rand(1, 4, 4), 0), (torch.rand(1, 5, 5), 1)])
-
-    loader = StreamLoader(DataLoader(Growing(), batch_size=1))
+    growing = Stream([(torch.rand(1, 4, 4), 0), (torch.rand(1, 5, 5), 1)], said=2)
     with pytest.raises(DataError, match=r"\(1, 5, 5\) is not \(1, 4, 4\)"):
-        list(loader.epoch(0))
+        list(StreamLoader(DataLoader(growing, batch_size=1)).epoch(0))
     with pytest.raises(DataError, match="no length"):
-        len(loader)
+        len(StreamLoader(DataLoader(Stream([], said=None), batch_size=1)))
     with pytest.raises(DataError, match="not a pair"):
         list(StreamLoader(DataLoader(TensorDataset(torch.rand(4, 1, 4, 4)))).epoch(0))
 

@@ -39,7 +39,7 @@ def test_files_stay_short_enough_to_read():
 
     for path in Path(advtrain.__file__).parent.rglob("*.py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= (120 if path.parent.name == "defenses" else 290), f"{path.name}: {lines} lines"
+        assert lines <= (120 if path.parent.name == "defenses" else 280), f"{path.name}: {lines} lines"
 
 
 FLOORS = [
@@ -49,7 +49,7 @@ FLOORS = [
     ["attacks"],
     ["defense"],
     ["defenses"],
-    ["report", "monitor", "keeper", "recipe", "evaluate", "runs", "train"],
+    ["report", "monitor", "keeper", "recipe", "evaluate", "runs", "loop", "train"],
     ["options", "cli", "__main__", "__init__"],
 ]
 

@@ -63,12 +63,58 @@ def test_own_models_and_data_are_given_back_by_their_owner(tmp_path):
         return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
     run = at.fit(net(), at.defenses.Standard(THREAT), (x, y), epochs=1, out=tmp_path / "own")
-    with pytest.raises(at.errors.ArgumentError, match="was not made by build_model"):
+    with pytest.raises(at.errors.ArgumentError, match="not as build_model makes it"):
         at.load_run(tmp_path / "own")
     again = at.load_run(tmp_path / "own", model=net())
     assert torch.equal(again.model(x), run.model(x)) and again.data is None
     with pytest.raises(at.errors.ArgumentError, match="does not fit"):
         at.load_run(tmp_path / "own", model=nn.Linear(2, 2))
+
+
+def test_a_defense_of_ones_own_is_given_back_by_its_owner(digits, tmp_path):
+    class Mine(at.defenses.FastAT):
+        pass
+
+    at.fit(
+        at.build_model("small-cnn", digits, width=4),
+        Mine(THREAT),
+        digits,
+        epochs=1,
+        out=tmp_path / "mine",
+        validate_every=0,
+    )
+    with pytest.raises(at.errors.ArgumentError, match="defense=None is not given: this run's Mine is not part of"):
+        at.load_run(tmp_path / "mine")
+    assert type(at.load_run(tmp_path / "mine", defense=Mine(THREAT)).defense) is Mine
+
+
+def test_a_changed_network_is_not_mistaken_for_the_one_it_was_built_as(digits, tmp_path):
+    model = at.build_model("small-cnn", digits, width=4)
+    model.head = nn.Linear(128, 12)
+    at.fit(model, at.defenses.Standard(THREAT), digits, epochs=1, out=tmp_path / "x", validate_every=0)
+    with pytest.raises(at.errors.ArgumentError, match="not as build_model makes it"):
+        at.load_run(tmp_path / "x")
+    assert at.load_run(tmp_path / "x", model=model).model is model
+
+
+def test_a_replaced_run_lives_until_the_new_one_is_written(digits, tmp_path):
+    def model(**options):
+        return at.build_model("small-cnn", digits, width=4, **options)
+
+    at.fit(model(), at.defenses.Standard(THREAT), digits, epochs=1, out=tmp_path / "x", validate_every=0)
+    write_json(tmp_path / "x" / "report.json", {"of": "the old run"})
+    frozen = model().requires_grad_(False)
+    with pytest.raises(at.errors.ArgumentError, match="no parameter requires a gradient"):
+        at.fit(frozen, at.defenses.Standard(THREAT), digits, epochs=1, out=tmp_path / "x", overwrite=True)
+    assert at.load_run(tmp_path / "x").status == "finished" and (tmp_path / "x" / "report.json").exists()
+    new = at.fit(
+        model(), at.defenses.FastAT(THREAT), digits, epochs=1, out=tmp_path / "x", overwrite=True, validate_every=0
+    )
+    assert at.load_run(tmp_path / "x").defense.name == "fast-at" and not (tmp_path / "x" / "report.json").exists()
+    other = at.fit(model(), at.defenses.Standard(THREAT), digits, epochs=1, validate_every=0)
+    with pytest.raises(at.errors.FileError, match="of an earlier run"):
+        other.save(tmp_path / "x")
+    assert other.save(tmp_path / "x", overwrite=True) == new.path
 
 
 def copy(run, folder):

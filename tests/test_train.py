@@ -248,6 +248,101 @@ def test_a_failing_defense_may_still_tidy_up(digits):
     assert Failing.tidied == 1
 
 
+def test_ctrl_c_during_the_last_validation_is_not_lost(digits, monkeypatch):
+    """Pressed when all steps are done: the run says so, and its caller does not go on as if nothing had happened."""
+    import os
+    import signal
+
+    from advtrain import loop
+
+    def pressed(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(loop, "count_correct", pressed)
+    assert fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1).status == "interrupted"
+
+
+def test_ctrl_c_that_kills_a_loaders_workers_is_still_ctrl_c(digits):
+    """The workers of a DataLoader die of the same Ctrl-C, and it raises RuntimeError in their name."""
+    import os
+    import signal
+
+    class Dying(at.defenses.Standard):
+        def __call__(self, model, batch, progress):
+            if progress > 0.1:
+                os.kill(os.getpid(), signal.SIGINT)
+                raise RuntimeError("DataLoader worker (pid 1) is killed by signal")
+            return super().__call__(model, batch, progress)
+
+    run = fit(small(digits), Dying(THREAT), digits, epochs=3)
+    assert run.status == "interrupted" and "after" in run.notes[-1]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_defense_may_displace_weights_between_forwards(digits, bf16):
+    """As weight perturbation and two-player methods do: each forward must see the weights as they are then."""
+    seen = []
+
+    class Displacing(at.defenses.Standard):
+        def adversary_step(self, model, batch, progress):
+            with torch.no_grad():
+                seen.append(model(batch.x).float())
+
+        def __call__(self, model, batch, progress):
+            with torch.no_grad():
+                model.head.weight.mul_(1.5)
+            step = super().__call__(model, batch, progress)
+            seen.append(step.logits.detach().float())
+            return step
+
+        def after_backward(self, model):
+            with torch.no_grad():
+                model.head.weight.div_(1.5)
+
+    fit(small(digits), Displacing(THREAT), digits, epochs=1, bf16=bf16, validate_every=0)
+    assert all((before - after).abs().max() > 0.05 for before, after in zip(seen[::2], seen[1::2], strict=True))
+
+
+def test_averaged_weights_come_with_averaged_running_statistics(digits):
+    model = small(digits, batch_norm=True)
+    raw = {}
+    run = fit(
+        model, at.defenses.Standard(THREAT), digits, epochs=2, ema=0.9, validate_every=0,
+        on_epoch=lambda record: raw.update({key: value.clone() for key, value in model.state_dict().items()}),
+    )  # fmt: skip
+    name = next(key for key in raw if key.endswith("running_mean"))
+    assert not torch.equal(raw[name], run.model.state_dict()[name])
+
+
+def test_images_outside_the_threats_own_box_are_refused(digits):
+    narrow = at.Threat("linf", 0.1, low=0.2, high=0.8)
+    with pytest.raises(at.errors.DataError, match="inside the threat's pixel box"):
+        fit(small(digits), at.defenses.FastAT(narrow), digits)
+    with pytest.raises(at.errors.DataError, match="inside the threat's pixel box"):
+        at.evaluate(small(digits), digits.test, narrow)
+
+
+def test_weights_that_blow_up_in_the_last_update_stop_the_run(digits):
+    with pytest.raises(at.errors.TrainingError, match="a weight is NaN or infinite in epoch 1"):
+        options = {"batch_size": 2000, "lr": 1e39, "schedule": "constant", "validate_every": 0}
+        fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, **options)
+
+
+def test_a_defenses_own_logs_are_averaged_into_the_history(digits):
+    class Logging(at.defenses.Standard):
+        logs = {"share": 0.5, "odd": float("nan")}
+
+        def __call__(self, model, batch, progress):
+            return super().__call__(model, batch, progress)._replace(logs=self.logs)
+
+    record = fit(small(digits), Logging(THREAT), digits, epochs=1).history[0]
+    assert record["share"] == 0.5 and record["odd"] is None
+    Logging.logs = {"loss": 1.0}
+    with pytest.raises(at.errors.ArgumentError, match="the history uses these itself"):
+        fit(small(digits), Logging(THREAT), digits, epochs=1)
+
+
 def test_a_nan_loss_stops_training_and_names_the_epoch(digits):
     with pytest.raises(at.errors.TrainingError, match="loss is (nan|inf) in epoch 1: lower lr=1e"):
         fit(
@@ -301,6 +396,11 @@ def test_the_monitor_speaks_when_pgd_collapses_under_a_standing_fgsm_and_only_th
         ({"select": "best", "validate_every": 0}, "select='best' is not possible without validation"),
         ({"validate_every": -1}, "validate_every=-1"),
         ({"seed": -1}, "seed=-1"),
+        ({"lr": "0.1"}, "lr='0.1' is not above 0 and finite"),
+        ({"lr": None}, "lr=None"),
+        ({"weight_decay": None}, "weight_decay=None"),
+        ({"device": None}, "device=None is not available here"),
+        ({"on_epoch": 3}, "on_epoch=3 is not a function"),
         ({"device": "tpu9"}, "device='tpu9' is not available here"),
     ],
 )
@@ -337,7 +437,7 @@ def test_models_and_data_that_do_not_fit_are_refused(digits, tmp_path):
 
 def test_an_earlier_run_is_not_overwritten_by_accident(digits, tmp_path):
     fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, out=tmp_path / "run")
-    with pytest.raises(at.errors.FileError, match="already holds a run"):
+    with pytest.raises(at.errors.FileError, match="already holds a config.json of an earlier run"):
         fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, out=tmp_path / "run")
     fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, out=tmp_path / "run", overwrite=True, seed=5)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 5

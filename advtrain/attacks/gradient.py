@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -46,18 +47,30 @@ def check_attack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, target:
     if x.dtype not in (torch.float32, torch.float64):
         hint = "smaller types cannot hold an ε-ball; keep the images float32 and run the model under torch.autocast"
         bad("x.dtype", x.dtype, "float32 or float64", hint, kind=DataError)
-    if x.min() < threat.low or x.max() > threat.high:
-        box, hint = f"[{threat.low:g}, {threat.high:g}]", "attacks work on pixels; put normalisation inside the model"
-        bad("x", f"{float(x.min()):g} to {float(x.max()):g}", f"inside the threat's box {box}", hint, kind=DataError)
+    check_box(x, threat)
     classes = check_model(model, x[:2])
     check_labels(y, classes, length=len(x))
     if target is not None:
         check_labels(target, classes, name="target", length=len(x))
 
 
+def check_box(x: Tensor, threat: Threat) -> None:
+    """Refuse images, uint8 or float in [0, 1], that are not inside the pixel box of the threat.
+
+    Raises:
+        DataError: some pixel is outside.
+    """
+    if (threat.low, threat.high) != (0.0, 1.0):
+        low, high = (float(bound) / (255 if x.dtype == torch.uint8 else 1) for bound in x.aminmax())
+        if low < threat.low or high > threat.high:
+            box, hint = f"[{threat.low:g}, {threat.high:g}]", "leave out low and high unless the images are inside"
+            bad("x", f"{low:g} to {high:g}", f"inside the threat's pixel box {box}", hint, kind=DataError)
+
+
 def check_steps(steps: int, step_size: float | None, threat: Threat) -> None:
     """Refuse step counts below one and step sizes that are not positive."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         bad("steps", steps, "an integer of at least 1")
-    if step_size is not None and not (0 < step_size < float("inf")):
+    number = isinstance(step_size, numbers.Real) and not isinstance(step_size, bool)
+    if step_size is not None and not (number and 0 < step_size < float("inf")):
         bad("step_size", step_size, "above 0", f"it is in pixel units; ε/4 is {threat.eps / 4:g} here")

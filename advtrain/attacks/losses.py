@@ -70,9 +70,15 @@ def objective(loss: str | Callable[[Tensor, Tensor], Tensor], targeted: bool) ->
     """
     if not callable(loss):
         one_of("loss", loss, LOSSES)
-    function = loss if callable(loss) else LOSSES[loss]
-    if not targeted:
-        return lambda logits, y, target: function(logits, y)
-    if loss == "dlr":
+    if targeted and loss == "dlr":
         return dlr_targeted
-    return lambda logits, y, target: -function(logits, target)
+    function = loss if callable(loss) else LOSSES[loss]
+
+    def ascend(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+        value = function(logits, target if targeted else y)
+        if value.shape != y.shape:
+            shapes = f"shape {tuple(value.shape)}", f"one value per image, {tuple(y.shape)}"
+            bad("loss", *shapes, "leave out its mean or sum: reduction='none'")
+        return -value if targeted else value
+
+    return ascend

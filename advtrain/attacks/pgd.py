@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import bad, one_of
 from ..modes import attacking
-from ..rng import Rng
+from ..rng import Rng, as_rng
 from ..threat import Threat
 from .gradient import check_attack, check_steps, input_gradient
 from .losses import objective
@@ -28,7 +28,7 @@ def pgd(
     target: Tensor | None = None,
     keep: str = "any",
     early_stop: bool | None = None,
-    rng: Rng | None = None,
+    rng: Rng | int | None = None,
     bn: str = "eval",
     check: bool = True,
 ) -> Tensor:
@@ -51,7 +51,7 @@ def pgd(
             one of largest loss: the protocol of the FAST-AT and FAST-BAT papers.
         early_stop: stop working on an image once it is misclassified, and shrink the batch accordingly. The verdicts
             are the same. Needs `keep="any"` and `bn="eval"`, and is then the default.
-        rng: names the random starts. Start r is the same whatever the number of restarts.
+        rng: names the random starts: an `Rng` or a seed. Start r is the same whatever the number of restarts.
         bn: see `advtrain.attacking`.
 
     Returns:
@@ -75,8 +75,8 @@ def pgd(
         check_attack(model, x, y, threat, target)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
     ascent = objective(loss, targeted=target is not None)
-    rng = rng or Rng(0)
-    x = x.detach()
+    rng = as_rng(rng)
+    x, y = x.detach(), y.long()
     whole = threat.projector(x)
 
     best = x.clone()

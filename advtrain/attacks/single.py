@@ -8,6 +8,7 @@ already.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import bad
 from ..modes import attacking
-from ..rng import Rng
+from ..rng import Rng, as_rng
 from ..threat import Threat
 from .gradient import check_attack, check_steps, input_gradient
 from .losses import objective
@@ -46,7 +47,7 @@ def r_fgsm(
     *,
     alpha: float | None = None,
     loss: Loss = "ce",
-    rng: Rng | None = None,
+    rng: Rng | int | None = None,
     bn: str = "eval",
     check: bool = True,
 ) -> Tensor:
@@ -62,10 +63,10 @@ def r_fgsm(
     if check:
         check_attack(model, x, y, threat)
     alpha = threat.eps / 2 if alpha is None else alpha
-    if not 0 < alpha < threat.eps:
+    if not (isinstance(alpha, numbers.Real) and 0 < alpha < threat.eps):
         bad("alpha", alpha, f"in (0, eps={threat.eps:g})", "the random step must leave room for the gradient step")
-    ascent = objective(loss, targeted=False)
-    noise = (rng or Rng(0)).child("r-fgsm").normal(x)
+    ascent, y = objective(loss, targeted=False), y.long()
+    noise = as_rng(rng).child("r-fgsm").normal(x)
     start = threat.project(threat.ascend(x, noise, alpha), x)
     with attacking(model, bn):
         grad, _ = input_gradient(model, start, lambda logits: ascent(logits, y, None))
@@ -120,7 +121,7 @@ def mi_fgsm(
     if check:
         check_attack(model, x, y, threat)
     step_size = threat.eps / steps if step_size is None else step_size
-    project, ascent = threat.projector(x), objective(loss, targeted=False)
+    project, ascent, y = threat.projector(x), objective(loss, targeted=False), y.long()
     x_adv, velocity = x.detach(), torch.zeros_like(x)
     with attacking(model, bn):
         for _ in range(steps):

@@ -23,7 +23,14 @@ def from_config(config: dict[str, Any]) -> Defense:
     """
     fields = dict(config)
     name, threat = fields.pop("name", None), fields.pop("threat", None)
-    one_of("defense", name, DEFENSES)
+    one_of("defense", name, list(DEFENSES))
+    if fields.pop("class", DEFENSES[name].__name__) != DEFENSES[name].__name__:
+        bad(
+            "class",
+            config["class"],
+            f"{DEFENSES[name].__name__}, which is registered as {name!r}",
+            "give a class of your own a name of its own",
+        )
     try:
         return DEFENSES[name](Threat(**(threat or {})), **fields)
     except TypeError as error:

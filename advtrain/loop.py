@@ -1,0 +1,159 @@
+"""The only training loop: it trains every defense, because a defense is a loss."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import attacks
+from .defense import Batch, Step
+from .errors import TrainingError, bad
+from .evaluate import count_correct
+from .keeper import Keeper
+from .monitor import Monitor
+from .recipe import make_optimizer
+from .rng import Rng
+from .runs import Run
+from .schedules import Rate, Schedule
+
+
+class Loop:
+    """The state of one training: model, optimizer, weights to keep; `epoch` runs one pass over the data."""
+
+    def __init__(
+        self, run: Run, loader: Any, schedule: Schedule, pause: Callable[[], None], *, bf16: bool, device: torch.device
+    ):
+        self.run, self.loader, self.schedule, self.pause = run, loader, schedule, pause
+        self.bf16, self.device = bf16, device
+        self.model, self.defense, self.options = run.model, run.defense, run.options
+        self.monitor = Monitor()
+        self.rng = Rng(self.options["seed"])
+        self.optimizer = make_optimizer(self.model, self.options, device)
+        self.keeper = Keeper(self.model, select=self.options["select"], by=self.defense.select, ema=self.options["ema"])
+        self.steps = 0
+        self.defense.setup(self.model, run.data.shape, device)
+
+    def epoch(self, number: int, bar: Any) -> dict[str, Any]:
+        """One pass over the training data, validation, and the record of both."""
+        started = time.perf_counter()
+        replays = self.defense.replays
+        per_epoch = len(self.loader) * replays
+        total = per_epoch * self.options["epochs"]
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        seen, first, logs, rate = 0, None, {}, None
+        constant = torch.ones((), dtype=torch.bool, device=self.device)
+        for x, y, index in self.loader.epoch(number - 1):
+            for _ in range(replays):
+                rate = self.schedule(self.steps, total, per_epoch)
+                step = self.update(Batch(x, y, index, self.rng.child("step", self.steps)), self.steps / total, rate)
+                self.steps += 1
+                with torch.no_grad():
+                    answers = step.logits.detach().argmax(1)
+                    first = answers[0] if first is None else first
+                    constant &= (answers == first).all()
+                    correct += (answers == y).sum()
+                    loss_sum += step.loss.detach() * len(y)
+                    for key, value in step.logs.items():
+                        logs[key] = logs.get(key, 0.0) + torch.as_tensor(value).detach() * len(y)
+                seen += len(y)
+                self.pause()
+            bar.update()
+        record = {"epoch": number, "loss": float(loss_sum) / seen, "accuracy": int(correct) / seen}
+        means = {key: float(value) / seen for key, value in logs.items()}
+        if taken := means.keys() & {*record, "lr", "seconds", "val_clean", "val_fgsm", "val_pgd"}:
+            bad("logs", sorted(taken), "names of the defense's own", "the history uses these itself")
+        record |= {key: value if math.isfinite(value) else None for key, value in means.items()}
+        self.check_finite(record)
+        record["lr"] = self.options["lr"] * rate.factor
+        every = self.options["validate_every"]
+        validated = (
+            bool(every) and self.run.data.val is not None and (number % every == 0 or number == self.options["epochs"])
+        )
+        if validated:
+            record |= self.validate()
+        record["seconds"] = round(time.perf_counter() - started, 3)
+        self.run.history.append(record)
+        warn = self.watch(record, constant=bool(constant))
+        self.keeper.after_epoch(record)
+        self.run.best_epoch = self.keeper.epoch
+        if self.run.path is not None and (validated or not every):
+            with self.keeper.restored():
+                self.run.save()
+        warn()
+        bar.set_postfix({key: f"{record[key]:.3f}" for key in ("loss", "accuracy", "val_pgd") if key in record})
+        return record
+
+    def update(self, batch: Batch, progress: float, rate: Rate) -> Step:
+        """One optimizer step on one batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options["lr"] * rate.factor
+            if rate.momentum is not None and "momentum" in group:
+                group["momentum"] = rate.momentum
+        with self.autocast():
+            self.defense.adversary_step(self.model, batch, progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with self.autocast():
+                step = self.defense(self.model, batch, progress)
+            step.loss.backward()
+        finally:
+            self.defense.after_backward(self.model)
+        if self.options["clip_grad"]:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_grad"])
+        self.optimizer.step()
+        self.keeper.after_step()
+        return step
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where the run wants it. Without the cache: a weight that a defense displaces must be seen anew."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+
+    def check_finite(self, record: dict[str, Any]) -> None:
+        """Stop where the loss or the weights are no longer numbers; a run folder then has the epoch before."""
+        sound = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
+        for what, good in ((f"the loss is {record['loss']}", math.isfinite(record["loss"])),
+                           ("a weight is NaN or infinite", bool(sound))):  # fmt: skip
+            if not good:
+                advice = f"lower lr={self.options['lr']:g}, or set clip_grad=1"
+                raise TrainingError(f"{what} in epoch {record['epoch']}: {advice}")
+
+    def validate(self) -> dict[str, float]:
+        """Clean, FGSM and PGD accuracy on the validation split, in [0, 1]."""
+        threat, steps, split, model = (
+            self.defense.threat,
+            self.options["val_steps"],
+            self.run.data.val,
+            self.keeper.current,
+        )
+        plan = {
+            "val_clean": None,
+            "val_fgsm": lambda x, y, rng: attacks.fgsm(model, x, y, threat, check=False),
+            "val_pgd": lambda x, y, rng: attacks.pgd(
+                model, x, y, threat, steps=steps, step_size=threat.eps / 4, rng=rng, check=False
+            ),
+        }
+        with self.autocast():
+            return {
+                name: count_correct(model, split, attack, tick=lambda n: self.pause()) / len(split)
+                for name, attack in plan.items()
+            }
+
+    def watch(self, record: dict[str, Any], constant: bool) -> Callable[[], None]:
+        """Note in the run what the monitor sees; returns what says it aloud, to be called when the epoch is safe."""
+        final = record["epoch"] == self.options["epochs"] and self.defense.select == "pgd"
+        figures = {"fgsm": record.get("val_fgsm"), "pgd": record.get("val_pgd")}
+        found = self.monitor.check(record["epoch"], constant=constant, final=final, **figures)
+        self.run.notes += [message for _, message in found]
+
+        def warn() -> None:
+            for category, message in found:
+                warnings.warn(message, category, stacklevel=4)
+
+        return warn
