@@ -74,9 +74,8 @@ class Defense:
     """
 
     threat: Threat
-    _: dataclasses.KW_ONLY
-    label_smoothing: float = 0.0
-    bn: str = "train"
+    label_smoothing: float = field(default=0.0, kw_only=True)  # keywords, so that subclasses' fields come first
+    bn: str = field(default="train", kw_only=True)
 
     name: ClassVar[str] = ""
     replays: ClassVar[int] = 1  # optimizer steps per mini-batch
