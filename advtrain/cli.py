@@ -18,7 +18,7 @@ import click
 from . import data as data_room
 from .attacks import ATTACKS
 from .defenses import DEFENSES
-from .errors import AdvtrainError, ArgumentError
+from .errors import AdvtrainError, ArgumentError, FileError
 from .evaluate import PROTOCOLS, evaluate
 from .files import check_writable, write_json
 from .models import MODELS, build_model
@@ -240,6 +240,18 @@ def fetch_command(names: tuple[str, ...], root: str | None) -> None:
     """Download data sets from their authors, check them, and keep them as .npz files."""
     for name in names:
         click.echo(f"{name}: {data_room.fetch(name, root=root)}")
+
+
+@data_group.command("list")
+@click.option("--root", help="Folder to look in; by default ADVTRAIN_DATA, or the user's cache.")
+def data_list_command(root: str | None) -> None:
+    """Say which data sets are at hand, and where."""
+    for name in data_room.data_names(root):
+        try:
+            place = "in the package" if name == "digits" else data_room.locate(name, root)
+        except FileError:
+            place = f"not here; advtrain data fetch {name} gets it"
+        click.echo(f"{name:<14} {place}")
 
 
 def _model_options(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -16,7 +16,18 @@ from .data_user import as_dataset, as_split
 from .dataset import Dataset, Split, assemble, check_seed, count_classes
 from .errors import DataError, bad
 
-__all__ = ["SOURCES", "Dataset", "Split", "as_dataset", "as_split", "data_names", "data_root", "fetch", "load_data"]
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "Split",
+    "as_dataset",
+    "as_split",
+    "data_names",
+    "data_root",
+    "fetch",
+    "load_data",
+    "locate",
+]
 
 
 def load_data(

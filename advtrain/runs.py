@@ -13,6 +13,7 @@ loading: JSON and safetensors only.
 from __future__ import annotations
 
 import datetime
+import functools
 import platform
 import shlex
 import subprocess
@@ -22,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -229,10 +231,11 @@ def provenance(seed: int, device: torch.device | str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {name: metadata.version(name) for name in ("torch", "numpy")} | {"advtrain-book": version()},
+        "versions": {"torch": torch.__version__, "numpy": numpy.__version__, "advtrain-book": version()},
     }
 
 
+@functools.cache
 def version() -> str:
     """The installed version of this package; "0+unknown" when it runs from a source tree that is not installed."""
     try:
@@ -241,8 +244,12 @@ def version() -> str:
         return "0+unknown"
 
 
+@functools.cache
 def git_commit() -> str | None:
-    """The commit of the source tree that this package is imported from, with `+changes` if it was edited; or None."""
+    """The commit of the source tree that this package is imported from, with `+changes` if it was edited; or None.
+
+    Looked up once a process: later commits are not what is running.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -31,8 +31,8 @@ def by_fit(model, data, threat, epochs: int) -> None:
 
 
 def by_hand(model, data, threat, epochs: int) -> None:
-    """FAST-AT as one would write it in a notebook, with the package's batches and draws."""
-    low_eps = 1.25 * threat.eps
+    """FAST-AT as one would write it in a notebook, with the package's batches, draws and projection."""
+    step_size = 1.25 * threat.eps
     loader = make_loader(data, BATCH, seed=SEED, device=torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
     total, step, loss_sum, correct = epochs * len(loader), 0, 0.0, 0
@@ -42,10 +42,10 @@ def by_hand(model, data, threat, epochs: int) -> None:
             t = (step + 1) / (total + 1)
             optimizer.param_groups[0]["lr"] = LR * min(t / 0.5, (1 - t) / 0.5)
             noise = at.Rng(SEED, "step", step).child("init").uniform(x, -threat.eps, threat.eps)
-            start = (x + noise).clamp(0, 1).requires_grad_()
+            project = threat.projector(x)  # exact in the ball, as in the package: the maths is to be the same
+            start = project(x + noise).requires_grad_()
             (grad,) = torch.autograd.grad(F.cross_entropy(model(start), y, reduction="sum"), start)
-            delta = (start.detach() + low_eps * grad.sign() - x).clamp(-threat.eps, threat.eps)
-            logits = model((x + delta).clamp(0, 1))
+            logits = model(project(start.detach() + step_size * grad.sign()))
             loss = F.cross_entropy(logits, y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

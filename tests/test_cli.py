@@ -124,6 +124,13 @@ def test_fetched_data_are_listed_with_their_place(tmp_path, monkeypatch):
     assert invoke("data", "fetch", "mnist", "--root", "there").output == "mnist: there/mnist.npz\n"
 
 
+def test_data_list_says_what_is_at_hand_and_how_to_get_the_rest(tmp_path):
+    (tmp_path / "own.npz").write_bytes(b"")
+    lines = dict(line.split(maxsplit=1) for line in invoke("data", "list", "--root", tmp_path).output.splitlines())
+    assert lines["digits"] == "in the package" and lines["own"] == str(tmp_path / "own.npz")
+    assert lines["cifar10"] == "not here; advtrain data fetch cifar10 gets it"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
