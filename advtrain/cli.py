@@ -17,8 +17,9 @@ import click
 
 from . import data as data_room
 from .attacks import ATTACKS
+from .cli_data import data_group
 from .defenses import DEFENSES
-from .errors import AdvtrainError, ArgumentError, FileError
+from .errors import AdvtrainError, ArgumentError
 from .evaluate import PROTOCOLS, evaluate
 from .files import check_writable, write_json
 from .models import MODELS, build_model
@@ -228,30 +229,7 @@ def list_command(what: str | None) -> None:
                 click.echo(f"  {name:<{width}}  {text}")
 
 
-@main.group("data")
-def data_group() -> None:
-    """Fetch data sets for offline work, and see which are at hand."""
-
-
-@data_group.command("fetch")
-@click.argument("names", nargs=-1, required=True, metavar="NAME…")
-@click.option("--root", help="Folder to keep them in; by default ADVTRAIN_DATA, or the user's cache.")
-def fetch_command(names: tuple[str, ...], root: str | None) -> None:
-    """Download data sets from their authors, check them, and keep them as .npz files."""
-    for name in names:
-        click.echo(f"{name}: {data_room.fetch(name, root=root)}")
-
-
-@data_group.command("list")
-@click.option("--root", help="Folder to look in; by default ADVTRAIN_DATA, or the user's cache.")
-def data_list_command(root: str | None) -> None:
-    """Say which data sets are at hand, and where."""
-    for name in data_room.data_names(root):
-        try:
-            place = "in the package" if name == "digits" else data_room.locate(name, root)
-        except FileError:
-            place = f"not here; advtrain data fetch {name} gets it"
-        click.echo(f"{name:<14} {place}")
+main.add_command(data_group)
 
 
 def _model_options(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ FLOORS = [
     ["defense"],
     ["defenses"],
     ["report", "monitor", "keeper", "recipe", "evaluate", "runs", "loop", "train"],
-    ["options", "cli", "__main__", "__init__"],
+    ["options", "cli_data", "cli", "__main__", "__init__"],
 ]
 
 
