@@ -6,6 +6,7 @@ Every error of this package is an `AdvtrainError`; each kind is also the built-i
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, NoReturn
 
 
@@ -60,3 +61,15 @@ def one_of(name: str, value: Any, choices: Any) -> None:
     if value not in choices:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1, cutoff=0.5)
         bad(name, value, f"one of {', '.join(map(str, choices))}", f"did you mean {near[0]!r}?" if near else "")
+
+
+def at_least(name: str, value: Any, low: int, hint: str = "") -> int:
+    """`value` if it is an integer not below `low` (and no bool), else `ArgumentError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        bad(name, value, f"an integer of at least {low}", hint)
+    return value
+
+
+def is_real(value: Any) -> bool:
+    """Whether `value` is a real number of any type; a bool is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from .attacks.gradient import check_box, input_gradient
 from .attacks.losses import cross_entropy
 from .checks import check_model, check_threat
 from .data import Split, as_split
-from .errors import ModelError, bad, one_of
+from .errors import ModelError, at_least, bad, is_real, one_of
 from .modes import attacking, evaluating, place
 from .progress import progress_bar
 from .report import Report, Row
@@ -42,11 +41,10 @@ class Protocol:
     def __post_init__(self) -> None:
         one_of("keep", self.keep, ("any", "last"))
         for name in ("steps", "restarts"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                bad(name, getattr(self, name), "an integer of at least 1")
+            at_least(name, getattr(self, name), 1)
         for name in ("rel_step", "step_size"):
             value = getattr(self, name)
-            if not (isinstance(value, numbers.Real) and value > 0) and (name, value) != ("step_size", None):
+            if not (is_real(value) and value > 0) and (name, value) != ("step_size", None):
                 bad(name, value, "above 0")
 
     def size(self, threat: Threat) -> float:
@@ -142,8 +140,7 @@ def evaluate(
     if not isinstance(protocol, Protocol):
         one_of("protocol", protocol, PROTOCOLS)
         protocol = PROTOCOLS[protocol]
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        bad("batch_size", batch_size, "an integer of at least 1")
+    at_least("batch_size", batch_size, 1)
     check_threat(threat)
     split = as_split(data)
     device, dtype = place(model)

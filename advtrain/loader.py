@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from .checks import check_images, check_labels
 from .data_user import as_split
 from .dataset import Dataset, Split, as_float
-from .errors import DataError, bad
+from .errors import DataError, at_least, bad
 from .rng import Rng
 
 PAD = 4
@@ -63,8 +63,7 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
     ):
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            bad("batch_size", batch_size, "an integer of at least 1")
+        at_least("batch_size", batch_size, 1)
         if drop_last and batch_size > len(split):
             bad("batch_size", batch_size, f"at most {len(split)}, the number of images", "drop_last leaves no batch")
         self.split = split.to(device)

@@ -118,20 +118,16 @@ class Loop:
     def check_finite(self, record: dict[str, Any]) -> None:
         """Stop where the loss or the weights are no longer numbers; a run folder then has the epoch before."""
         sound = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
-        for what, good in ((f"the loss is {record['loss']}", math.isfinite(record["loss"])),
-                           ("a weight is NaN or infinite", bool(sound))):  # fmt: skip
-            if not good:
-                advice = f"lower lr={self.options['lr']:g}, or set clip_grad=1"
-                raise TrainingError(f"{what} in epoch {record['epoch']}: {advice}")
+        found = [] if math.isfinite(record["loss"]) else [f"the loss is {record['loss']}"]
+        found += [] if bool(sound) else ["a weight is NaN or infinite"]
+        if found:
+            advice = f"lower lr={self.options['lr']:g}, or set clip_grad=1"
+            raise TrainingError(f"{found[0]} in epoch {record['epoch']}: {advice}")
 
     def validate(self) -> dict[str, float]:
         """Clean, FGSM and PGD accuracy on the validation split, in [0, 1]."""
-        threat, steps, split, model = (
-            self.defense.threat,
-            self.options["val_steps"],
-            self.run.data.val,
-            self.keeper.current,
-        )
+        threat, split, model = self.defense.threat, self.run.data.val, self.keeper.current
+        steps = self.options["val_steps"]
         plan = {
             "val_clean": None,
             "val_fgsm": lambda x, y, rng: attacks.fgsm(model, x, y, threat, check=False),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import numbers
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from .errors import bad, one_of
+from .errors import at_least, bad, is_real, one_of
 from .rng import Rng
 from .schedules import get_schedule
 
@@ -74,23 +73,16 @@ def steady_memory() -> None:
 def check_options(options: dict[str, Any]) -> None:
     """Refuse training options outside what `fit` accepts, each by its name."""
     for name in ("epochs", "batch_size", "val_steps"):
-        if type(options[name]) is not int or options[name] < 1:
-            bad(name, options[name], "an integer of at least 1")
-    if type(options["validate_every"]) is not int or options["validate_every"] < 0:
-        bad("validate_every", options["validate_every"], "an integer of at least 0", "0 switches validation off")
+        at_least(name, options[name], 1)
+    at_least("validate_every", options["validate_every"], 0, "0 switches validation off")
     for name, high in (("lr", math.inf), ("clip_grad", math.inf), ("ema", 1)):
         value = options[name]
-        if not (_real(value) and 0 < value < high) and (name == "lr" or value is not None):
+        if not (is_real(value) and 0 < value < high) and (name == "lr" or value is not None):
             bad(name, value, f"in (0, {high})" if high < math.inf else "above 0 and finite")
     for name, high in (("momentum", 1), ("weight_decay", math.inf)):
-        if not (_real(options[name]) and 0 <= options[name] < high):
+        if not (is_real(options[name]) and 0 <= options[name] < high):
             bad(name, options[name], f"in [0, {high})" if high < math.inf else "at least 0 and finite")
     one_of("optimizer", options["optimizer"], OPTIMIZERS)
     one_of("select", options["select"], ("last", "best"))
     get_schedule(options["schedule"])
-    if type(options["seed"]) is not int or options["seed"] < 0:
-        bad("seed", options["seed"], "an integer of at least 0")
-
-
-def _real(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    at_least("seed", options["seed"], 0)

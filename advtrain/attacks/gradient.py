@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_images, check_labels, check_model, check_threat
-from ..errors import DataError, bad
+from ..errors import DataError, at_least, bad, is_real
 from ..threat import Threat
 
 
@@ -69,8 +68,6 @@ def check_box(x: Tensor, threat: Threat) -> None:
 
 def check_steps(steps: int, step_size: float | None, threat: Threat) -> None:
     """Refuse step counts below one and step sizes that are not positive."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        bad("steps", steps, "an integer of at least 1")
-    number = isinstance(step_size, numbers.Real) and not isinstance(step_size, bool)
-    if step_size is not None and not (number and 0 < step_size < float("inf")):
+    at_least("steps", steps, 1)
+    if step_size is not None and not (is_real(step_size) and 0 < step_size < float("inf")):
         bad("step_size", step_size, "above 0", f"it is in pixel units; ε/4 is {threat.eps / 4:g} here")

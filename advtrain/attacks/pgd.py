@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import bad, one_of
+from ..errors import at_least, bad, one_of
 from ..modes import attacking
 from ..rng import Rng, as_rng
 from ..threat import Threat
@@ -63,8 +63,7 @@ def pgd(
     """
     check_steps(steps, step_size, threat)
     one_of("keep", keep, ("any", "last"))
-    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
-        bad("restarts", restarts, "an integer of at least 1")
+    at_least("restarts", restarts, 1)
     if restarts > 1 and not random_start:
         bad("restarts", restarts, "1 without a random start", "every restart would be the same; set random_start=True")
     if early_stop and (keep, bn) != ("any", "eval"):

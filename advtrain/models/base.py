@@ -91,13 +91,6 @@ def activation_layer(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def at_least(name: str, value: Any, low: int) -> int:
-    """`value` if it is an integer not below `low`, else `ArgumentError`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        bad(name, value, f"an integer of at least {low}")
-    return value
-
-
 def square_enough(shape: tuple[int, int, int], side: int, name: str) -> None:
     """Raise `ArgumentError` when an image is smaller than the `side` x `side` pixels that the net `name` needs."""
     if min(shape[1:]) < side:

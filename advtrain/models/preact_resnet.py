@@ -6,7 +6,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from .base import Classifier, GlobalPool, activation_layer, at_least, square_enough
+from ..errors import at_least
+from .base import Classifier, GlobalPool, activation_layer, square_enough
 
 
 class PreActBlock(nn.Module):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from .base import Classifier, activation_layer, at_least, square_enough
+from ..errors import at_least
+from .base import Classifier, activation_layer, square_enough
 
 
 class SmallCNN(Classifier):

@@ -7,8 +7,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from ..errors import bad
-from .base import Classifier, GlobalPool, activation_layer, at_least, square_enough
+from ..errors import at_least, bad
+from .base import Classifier, GlobalPool, activation_layer, square_enough
 
 
 class WideBlock(nn.Module):
