@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 PYTEST := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 tests book
 
-.PHONY: help setup book test test-all lock clean
+.PHONY: help setup book notebooks browser test test-all lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -14,11 +14,17 @@ setup: ## Create .venv and install the tested versions into it
 	@command -v $(PYTHON) >/dev/null || { echo "No '$(PYTHON)' found. Install Python 3.10 or newer, or say: make PYTHON=..."; exit 1; }
 	@$(PYTHON) tools/bootstrap.py $(if $(TORCH),--torch $(TORCH))
 
-book: setup ## Run every notebook and render the book
+book: setup ## Render the book
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "Book ready: _build/html/index.html"
 
-test: setup ## Test the package, and that every notebook still gives its stored outputs
+notebooks: setup ## Run every notebook and store its outputs
+	$(BIN)/python tools/run_notebook.py
+
+browser: setup ## Install a Chromium for the tests of the pages, if there is none
+	$(BIN)/python tools/browser.py
+
+test: setup ## Test the package, every notebook against its stored outputs, and every page in a browser
 	$(PYTEST)
 
 test-all: setup ## The same with the slow tests

@@ -1,10 +1,15 @@
 """Execute notebooks from top to bottom and store them with their outputs: python tools/run_notebook.py [FILE ...]
 
-What differs from run to run without meaning anything (time stamps, the Python version) is left out, so that a stored
-notebook changes only when its content does. A cell that fails leaves the file as it was.
+What differs from run to run without meaning anything is left out or made the same: time stamps, the Python version, the
+random ids of widgets, and widgets that no output shows. So a stored notebook changes only when its content does. With
+it is stored a digest of the code that was run, by which the tests notice code that was edited later. A cell that fails
+leaves the file as it was.
 """
 
+import hashlib
+import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,16 +17,77 @@ import nbformat
 from nbclient import NotebookClient
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
+STATE, VIEW = "application/vnd.jupyter.widget-state+json", "application/vnd.jupyter.widget-view+json"
+MODEL = re.compile(r"IPY_MODEL_(\w+)")
+
+
+def digest(notebook):
+    """Identifies the code of a notebook."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def shown(notebook):
+    """The ids of the widgets that outputs show, in their order."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    views = (output.data[VIEW] for output in outputs if VIEW in output.get("data", {}))
+    return list(dict.fromkeys(view["model_id"] for view in views))
+
+
+def reachable(state, roots):
+    """Those models of a widget state that are needed to show `roots`, in an order that depends on nothing else."""
+    found = []
+
+    def visit(model):
+        if model in state and model not in found:
+            found.append(model)
+            for name in MODEL.findall(json.dumps(state[model], sort_keys=True)):
+                visit(name)
+
+    for root in roots:
+        visit(root)
+    links = [model for model, content in state.items() if content["model_name"] in ("LinkModel", "DirectionalLinkModel")]
+    for link in links:  # nothing refers to a link; it refers to both its ends
+        if set(MODEL.findall(json.dumps(state[link]))) <= set(found):
+            visit(link)
+    return found
+
+
+def tidy_widgets(notebook):
+    """Keep the state of the widgets that are shown, under ids that count from 1."""
+    widgets = notebook.metadata.get("widgets", {}).get(STATE)
+    if not widgets:
+        return
+    state = widgets["state"]
+    new = {old: f"{number:032x}" for number, old in enumerate(reachable(state, shown(notebook)), 1)}
+    for old in new:
+        if state[old]["model_name"] == "LayoutModel":  # some forty properties, and null is what an absent one means
+            state[old]["state"] = {name: value for name, value in state[old]["state"].items() if value is not None}
+    text = json.dumps({new[old]: state[old] for old in new})
+    widgets["state"] = json.loads(MODEL.sub(lambda match: "IPY_MODEL_" + new[match[1]], text))
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if view := output.get("data", {}).get(VIEW):
+                view["model_id"] = new[view["model_id"]]
+    if not new:
+        del notebook.metadata["widgets"]
+
+
+def tidy(notebook):
+    """Leave out what changes without meaning anything."""
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    tidy_widgets(notebook)
+    notebook.metadata["advtrain"] = {"executed": digest(notebook)}
 
 
 def run(path):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    ).execute()
-    notebook.metadata.get("language_info", {}).pop("version", None)
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
+    notebook.metadata.pop("widgets", None)
+    resources = {"metadata": {"path": path.parent}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources, store_widget_state=True).execute()
+    tidy(notebook)
     partial = path.with_suffix(".partial")
     nbformat.write(notebook, partial)
     os.replace(partial, path)

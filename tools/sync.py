@@ -31,6 +31,11 @@ def repository():
     return project()["urls"]["Repository"]
 
 
+def documentation():
+    """The address of the rendered book, with a slash at its end."""
+    return project()["urls"]["Documentation"]
+
+
 def dependencies():
     """Every requirement of the project, those of its extras included."""
     extras = project()["optional-dependencies"]

@@ -1,0 +1,109 @@
+/* What the pages of this book do beyond their theme. Runs before the theme's deferred scripts; fetches nothing. */
+
+// The theme's icon script would turn the icons of widget buttons into empty pictures.
+window.FontAwesomeConfig = { observeMutations: false };
+
+// Search results come with excerpts, which need the other pages; from a local file the browser does not hand them out.
+if (location.protocol === "file:" && window.DOCUMENTATION_OPTIONS) {
+  DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  bridgeMathJax();
+  window.addEventListener("resize", reachScrollers);
+  window.addEventListener("load", () => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(reachScrollers));
+  document.querySelectorAll("details.quiz[data-answer]").forEach(makeQuestion);
+  if (document.querySelector('script[type="application/vnd.jupyter.widget-view+json"]')) watchWidgets();
+});
+
+// The widget manager asks for formulas the way MathJax 2 understood.
+function bridgeMathJax() {
+  const MathJax = window.MathJax;
+  if (!MathJax || !MathJax.startup || MathJax.Hub) return;
+  MathJax.Hub = {
+    Queue: ([, , element]) => MathJax.startup.promise.then(() => MathJax.typesetPromise([element])),
+  };
+}
+
+// What scrolls sideways on a narrow screen must be reachable by keyboard.
+function reachScrollers() {
+  document.querySelectorAll("mjx-container[display], div.cell_output, div.output, pre, table").forEach((element) => {
+    const scrolls = element.scrollWidth > element.clientWidth && getComputedStyle(element).overflowX !== "visible";
+    if (scrolls && !element.hasAttribute("tabindex")) element.tabIndex = 0;
+  });
+}
+
+// ---- Interactive figures --------------------------------------------------------------------------------------------
+
+// The widget manager builds figures some time after the page has loaded: complete each as it appears.
+function watchWidgets() {
+  new MutationObserver(() => {
+    document.querySelectorAll(".noUi-handle").forEach(nameHandle);
+    document.querySelectorAll(".widget-subarea").forEach(replaceStill);
+  }).observe(document.body, { childList: true, subtree: true, characterData: true });
+}
+
+// A slider's handle has no name of its own, and reports its position instead of the value beside it.
+function nameHandle(handle) {
+  const slider = handle.closest(".widget-inline-hbox, .jupyter-widgets");
+  const label = slider.querySelector(".widget-label");
+  const readout = slider.querySelector(".widget-readout");
+  const set = (name, text) => text && handle.getAttribute(name) !== text && handle.setAttribute(name, text);
+  if (label && !handle.hasAttribute("aria-label")) set("aria-label", label.textContent.replace(/\\[()]/g, "").trim());
+  if (readout) set("aria-valuetext", readout.textContent.trim());
+}
+
+// The static image stays for print; on the screen the living figure stands for it.
+function replaceStill(area) {
+  if (!area.querySelector(".jupyter-widgets")) return;
+  const output = area.closest(".cell_output, .output") || area.parentElement;
+  const still = output.parentElement.querySelector(".widget-still:not(.replaced)");
+  if (still && !area.dataset.still) {
+    area.dataset.still = "replaced";
+    still.classList.add("replaced");
+  }
+}
+
+// ---- Quiz -----------------------------------------------------------------------------------------------------------
+
+// In the source, a question is a paragraph, a list of answers and a folded explanation, which can be read anywhere. Here
+// the answers become buttons to choose from, and the choice is judged at once.
+let questions = 0;
+
+function makeQuestion(details) {
+  const list = details.previousElementSibling;
+  const question = list && list.previousElementSibling;
+  if (!question || list.tagName !== "UL") return;
+  const name = `quiz-${++questions}`;
+
+  const form = document.createElement("fieldset");
+  form.className = "quiz-question";
+  const legend = document.createElement("legend");
+  legend.append(...question.childNodes);
+  const verdict = document.createElement("p");
+  verdict.className = "quiz-verdict";
+  verdict.setAttribute("role", "status");
+  form.append(legend);
+
+  [...list.children].forEach((item, position) => {
+    const label = document.createElement("label");
+    const button = document.createElement("input");
+    const text = document.createElement("span");
+    const paragraph = item.children.length === 1 && item.firstElementChild.tagName === "P";
+    text.append(...(paragraph ? item.firstElementChild : item).childNodes);
+    button.type = "radio";
+    button.name = name;
+    button.addEventListener("change", () => {
+      const right = position + 1 === Number(details.dataset.answer);
+      form.dataset.verdict = right ? "right" : "wrong";
+      verdict.textContent = right ? "✓ Right." : "✗ Not quite. Try again, or unfold the answer.";
+      details.open = right;
+    });
+    label.append(button, text);
+    form.append(label);
+  });
+
+  form.append(verdict);
+  question.remove();
+  list.replaceWith(form);
+}

@@ -1,0 +1,164 @@
+"""The book, built strictly from the working tree, and a browser to look at it.
+
+The book is built once for all tests, or taken from where $ADVTRAIN_BOOK says that its html lies.
+"""
+
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools"))
+
+import browser as browsers  # noqa: E402
+import sync  # noqa: E402
+
+PREFIX = urlsplit(sync.documentation()).path  # the folder under which the published site lies
+
+
+@pytest.fixture(scope="session")
+def book_html(tmp_path_factory):
+    """The folder with the rendered pages. A warning while building is an error."""
+    if os.environ.get("ADVTRAIN_BOOK"):
+        return Path(os.environ["ADVTRAIN_BOOK"])
+    folder = tmp_path_factory.mktemp("book")
+    program = shutil.which("jupyter-book", path=str(Path(sys.executable).parent))
+    command = [program, *"build . --all -W -n --keep-going --path-output".split(), str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    if result.returncode:
+        pytest.fail("the book cannot be built:\n" + result.stdout[-3000:] + result.stderr[-6000:], pytrace=False)
+    return folder / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def pages(book_html):
+    """The pages of the site: addresses relative to its root. The root itself only redirects."""
+    found = sorted(path.relative_to(book_html).as_posix() for path in book_html.rglob("*.html"))
+    return [page for page in found if page != "index.html" and not page.startswith("_static/")]
+
+
+@pytest.fixture(scope="session")
+def unzipped(book_html, tmp_path_factory):
+    """The site as somebody finds it who got it as a zip: elsewhere, below a folder with spaces in its name."""
+    folder = tmp_path_factory.mktemp("zip")
+    archive = folder / "book.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+        for path in book_html.rglob("*"):
+            target.write(path, path.relative_to(book_html))
+    with zipfile.ZipFile(archive) as source:
+        source.extractall(folder / "a book, unzipped")
+    return folder / "a book, unzipped"
+
+
+class Site(http.server.SimpleHTTPRequestHandler):
+    """Serves the site as its host does: below PREFIX, and 404.html for what is not there."""
+
+    def translate_path(self, path):
+        name = unquote(urlsplit(path).path)
+        inside = name.removeprefix(PREFIX) if name.startswith(PREFIX) else "no/such/file"
+        return super().translate_path("/" + inside)
+
+    def send_error(self, code, message=None, explain=None):
+        page = Path(self.directory, "404.html")
+        if code == 404 and page.is_file():
+            content = page.read_bytes()
+            self.send_response(404)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+        else:
+            super().send_error(code, message, explain)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="session")
+def served(book_html):
+    """The address of the site on a local server."""
+    handler = partial(Site, directory=str(book_html))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}{PREFIX}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless browser with a profile of its own. Where tests must not be left out, its absence is a failure."""
+    path = browsers.find()
+    if path is None:
+        message = f"no Chromium to test the pages with; install one: {browsers.INSTALL}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=quiet)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A page as opened in the browser, and what was noticed meanwhile."""
+
+    page: object
+    address: str
+    console: list = field(default_factory=list)
+    requests: list = field(default_factory=list)
+    failed: list = field(default_factory=list)
+
+    def foreign(self):
+        """Requests to anywhere but the place of the page itself."""
+        own = urlsplit(self.address)
+        return [
+            url for url in self.requests if (urlsplit(url)[:2] != own[:2]) and urlsplit(url).scheme not in ("data", "blob")
+        ]
+
+
+SETTLED = """async () => {
+  if (window.MathJax?.startup) await MathJax.startup.promise;
+  await document.fonts.ready;
+  const views = document.querySelectorAll('script[type="application/vnd.jupyter.widget-view+json"]').length;
+  const until = Date.now() + 20000;
+  while (document.querySelectorAll('.widget-subarea .jupyter-widgets').length < views && Date.now() < until)
+    await new Promise(resolve => setTimeout(resolve, 50));
+  await new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+}"""
+
+
+@pytest.fixture(scope="session")
+def visit(chromium):
+    """A function that opens an address as a new visitor does: `visit(address, width=1280, mode="light")`."""
+    contexts = []
+
+    def visit(address, width=1280, mode="light", **options):
+        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=mode, **options)
+        contexts.append(context)
+        context.add_init_script(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
+        page = context.new_page()
+        seen = Visit(page, address)
+        page.on("console", lambda message: seen.console.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: seen.console.append(f"uncaught: {error}"))
+        page.on("request", lambda request: seen.requests.append(request.url))
+        page.on("requestfailed", lambda request: seen.failed.append(f"{request.url}: {request.failure}"))
+        page.on("response", lambda r: seen.failed.append(f"{r.url}: {r.status}") if r.status >= 400 else None)
+        page.goto(address, wait_until="load")
+        page.evaluate(SETTLED)
+        return seen
+
+    yield visit
+    for context in contexts:
+        context.close()

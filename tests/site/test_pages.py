@@ -1,0 +1,144 @@
+"""Every page of the book, as a reader's browser shows it.
+
+Each page is opened twice: on a desktop, light, from a server; and on a phone, dark, from an unzipped folder. What was
+noticed on the way is judged by the tests below, each for all pages.
+"""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import axe_playwright_python
+import pytest
+
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+PHONE = 360
+
+# What axe calls minor or moderate passes, apart from these.
+RULES = ["heading-order", "page-has-heading-one", "empty-heading", "image-redundant-alt"]
+ACCESSIBILITY = """async rules => {
+  const found = (await axe.run(document, {resultTypes: ['violations'], preload: false})).violations;
+  return found
+    .filter(rule => ['serious', 'critical'].includes(rule.impact) || rules.includes(rule.id))
+    .flatMap(rule => rule.nodes.map(node => `${rule.id} (${rule.impact}): ${node.target} ${node.failureSummary}`));
+}"""
+FORMULAS = """() => ({
+  wanted: document.querySelectorAll('span.math, div.math').length,
+  typeset: document.querySelectorAll('span.math mjx-container, div.math mjx-container').length,
+  errors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(node => node.textContent),
+})"""
+TOO_WIDE = """() => {
+  const width = document.documentElement.clientWidth;
+  if (document.scrollingElement.scrollWidth <= width) return [];
+  const wide = [...document.querySelectorAll('body *')].filter(node => node.getBoundingClientRect().right > width + 1);
+  return wide.slice(0, 5).map(node => `${node.tagName}.${node.className} reaches ${node.getBoundingClientRect().right}`);
+}"""
+IMAGES = """() => [...document.images].map(image => [image.getAttribute('src').slice(0, 80), image.getAttribute('alt'),
+                                                     image.complete && image.naturalWidth > 0])"""
+
+
+@pytest.fixture(scope="module")
+def visits(pages, visit, served, unzipped):
+    """{(page, how): what was seen}"""
+    seen = {}
+    for page in pages:
+        ways = {"desktop": lambda: visit(served + quote(page))}
+        if page != "404.html":  # its addresses are those of the published site, since it stands in for any page
+            ways["phone"] = lambda: visit((unzipped / page).as_uri(), width=PHONE, mode="dark")
+        for how, go in ways.items():
+            found = go()
+            found.formulas = found.page.evaluate(FORMULAS)
+            found.wide = found.page.evaluate(TOO_WIDE)
+            found.images = found.page.evaluate(IMAGES)
+            found.mode = found.page.evaluate("document.documentElement.dataset.theme")
+            found.page.evaluate(AXE)
+            found.axe = found.page.evaluate(ACCESSIBILITY, RULES)
+            found.page.context.close()
+            seen[page, how] = found
+    return seen
+
+
+def nothing(visits, of):
+    """Assert that `of(visit)` lists nothing for any page; name the pages where it does."""
+    found = [f"{page} ({how}): {item}" for (page, how), visit in visits.items() for item in of(visit)]
+    assert not found, f"{len(found)} findings\n" + "\n".join(found[:40])
+
+
+def test_all_kinds_of_pages_were_looked_at(visits, pages):
+    assert {page for page, how in visits} == set(pages)
+    for page in ["book/index.html", "book/01-adversarial-examples.html", "book/references.html", "genindex.html",
+                 "search.html", "404.html", "book/glossary.html", "book/notation.html", "book/api/index.html"]:  # fmt: skip
+        assert page in pages
+    assert {visit.mode for (_, how), visit in visits.items() if how == "desktop"} == {"light"}
+    assert {visit.mode for (_, how), visit in visits.items() if how == "phone"} == {"dark"}
+
+
+def test_no_error_or_warning_on_the_console(visits):
+    nothing(visits, lambda visit: [line for line in visit.console if not line.startswith(("log:", "info:", "debug:"))])
+
+
+def test_every_request_succeeds(visits):
+    nothing(visits, lambda visit: visit.failed)
+
+
+def test_nothing_is_requested_from_other_sites(visits):
+    nothing(visits, lambda visit: visit.foreign())
+    assert all(visit.requests for visit in visits.values())
+
+
+def test_every_formula_is_typeset(visits):
+    def untypeset(visit):
+        formulas = visit.formulas
+        return formulas["errors"] + ([f"{formulas}"] if formulas["typeset"] != formulas["wanted"] else [])
+
+    nothing(visits, untypeset)
+    assert sum(visit.formulas["typeset"] for visit in visits.values()) > 100
+
+
+def test_every_image_is_there_and_says_what_it_shows(visits):
+    def poor(visit):
+        for source, alt, loaded in visit.images:
+            if not loaded:
+                yield f"{source} did not load"
+            if not alt or len(alt) < 10 or "_build" in alt or alt.endswith(".png"):
+                yield f"{source}: {alt!r} describes nothing"
+
+    nothing(visits, poor)
+    assert sum(len(visit.images) for visit in visits.values()) > 10
+
+
+def test_no_serious_accessibility_finding(visits):
+    nothing(visits, lambda visit: visit.axe)
+
+
+def test_pages_fit_a_phone(visits):
+    nothing(visits, lambda visit: visit.wide if visit.page.viewport_size["width"] == PHONE else [])
+
+
+@pytest.mark.parametrize("address", ["no/such/page.html", "book/api/no-such-page.html"])
+def test_a_wrong_address_leads_to_a_page_that_helps(visit, served, address):
+    found = visit(served + address)
+    assert found.page.title().startswith("There is no such page")
+    assert {item.rpartition(": ")[2] for item in found.failed} == {"404"} and len(found.failed) == 1  # the page itself
+    for link in ["book/index.html", "search.html"]:
+        assert served.endswith(found.page.locator(f'article a[href$="{link}"]').first.get_attribute("href")[: -len(link)])
+    found.page.locator('article a[href$="book/index.html"]').first.click()
+    found.page.wait_for_load_state()
+    assert found.page.url == served + "book/index.html"
+
+
+def test_the_root_leads_to_the_first_page(chromium, served):
+    page = chromium.new_page()
+    page.goto(served)
+    page.wait_for_url("**/book/index.html")
+    page.close()
+
+
+def test_the_reader_can_switch_to_dark_and_back(visit, served):
+    page = visit(served + "book/index.html").page
+    modes = []
+    for _ in range(3):
+        page.locator("button.theme-switch-button:visible").first.click()
+        modes.append(page.evaluate("document.documentElement.dataset.theme"))
+    assert {"light", "dark"} <= set(modes)
+
+
