@@ -1,7 +1,6 @@
 """The files around the package agree with each other, and the package can be shipped."""
 
 import importlib.metadata
-import json
 import re
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools"))
 
 import sync  # noqa: E402
+import vendor  # noqa: E402
 
 PYTHONS = ["3.10.0", "3.11.0", "3.12.0", "3.13.0", "3.14.0"]
 PLATFORMS = {
@@ -185,14 +185,27 @@ def test_ci_runs_the_readmes_test_command():
     assert "\nmake test " in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("notebook", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebook_was_committed_after_one_complete_run(notebook):
-    """nbval compares nothing in a cell that was never run, and widgets without state break the page."""
-    content = json.loads(notebook.read_text(encoding="utf-8"))
-    counts = [cell["execution_count"] for cell in content["cells"] if cell["cell_type"] == "code"]
-    assert counts == list(range(1, len(counts) + 1))
-    for state in content["metadata"].get("widgets", {}).values():
-        assert state.get("state"), "saved by Colab? execute it with jupyter instead"
+def test_vendored_scripts_are_those_that_were_fetched():
+    """Byte for byte what SHA256SUMS lists, each package with its licence, and every script that the book loads."""
+    assert vendor.sums() == (vendor.VENDOR / vendor.SUMS).read_text(encoding="utf-8")
+    assert all(re.fullmatch(r"@?[\w/-]+@\d+\.\d+\.\d+", package) for package, _, _ in vendor.PACKAGES.values())
+    for folder in vendor.VENDOR.iterdir():
+        if folder.is_dir():
+            assert [path for path in folder.rglob("*") if path.is_file() and "LICENSE" in path.name], folder.name
+    config = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    named = re.findall(r"vendor/([\w./-]+\.js)\b", config)
+    assert len(named) == 2 and all((vendor.VENDOR / name).is_file() for name in named)
+
+
+def test_a_vendored_package_with_another_digest_is_refused(monkeypatch, tmp_path):
+    """Nothing is unpacked of a package that is not the one that was pinned."""
+
+    def pack(command, **options):
+        Path(command[command.index("--pack-destination") + 1], "mathjax.tgz").write_bytes(b"something else")
+
+    monkeypatch.setattr(vendor.subprocess, "run", pack)
+    with pytest.raises(SystemExit, match="instead of sha512-"):
+        vendor.fetch(*vendor.PACKAGES["mathjax"][:2])
 
 
 @pytest.fixture(scope="module")

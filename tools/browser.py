@@ -40,10 +40,9 @@ def debian():
 def install():
     if debian():
         subprocess.run(["apt-get", "update", "-qq"], check=True)
-        options = ["-qq", "--yes", "--no-install-recommends"]
-        subprocess.run(
-            ["apt-get", "install", *options, "chromium"], check=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        )
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        command = ["apt-get", "install", "-qq", "--yes", "--no-install-recommends", "chromium"]
+        subprocess.run(command, check=True, env=quiet)
     else:
         subprocess.run([sys.executable, "-m", "playwright", "install", "--with-deps", "chromium"], check=True)
 
@@ -51,8 +50,9 @@ def install():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--find", action="store_true", help="install nothing")
+    only_find = parser.parse_args().find
     path = find()
-    if not path and not parser.parse_args().find:
+    if not path and not only_find:
         install()
         path = find()
     if not path:

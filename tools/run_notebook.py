@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 STATE, VIEW = "application/vnd.jupyter.widget-state+json", "application/vnd.jupyter.widget-view+json"
+LINKS = ("LinkModel", "DirectionalLinkModel")
 MODEL = re.compile(r"IPY_MODEL_(\w+)")
 
 
@@ -46,10 +47,9 @@ def reachable(state, roots):
 
     for root in roots:
         visit(root)
-    links = [model for model, content in state.items() if content["model_name"] in ("LinkModel", "DirectionalLinkModel")]
-    for link in links:  # nothing refers to a link; it refers to both its ends
-        if set(MODEL.findall(json.dumps(state[link]))) <= set(found):
-            visit(link)
+    for model, content in state.items():  # nothing refers to a link; it refers to both its ends
+        if content["model_name"] in LINKS and set(MODEL.findall(json.dumps(content))) <= set(found):
+            visit(model)
     return found
 
 

@@ -122,10 +122,8 @@ class Visit:
 
     def foreign(self):
         """Requests to anywhere but the place of the page itself."""
-        own = urlsplit(self.address)
-        return [
-            url for url in self.requests if (urlsplit(url)[:2] != own[:2]) and urlsplit(url).scheme not in ("data", "blob")
-        ]
+        own = urlsplit(self.address)[:2]
+        return [url for url in self.requests if urlsplit(url)[:2] not in (own, ("data", ""), ("blob", ""))]
 
 
 SETTLED = """async () => {
@@ -156,7 +154,8 @@ def visit(chromium):
         page.on("requestfailed", lambda request: seen.failed.append(f"{request.url}: {request.failure}"))
         page.on("response", lambda r: seen.failed.append(f"{r.url}: {r.status}") if r.status >= 400 else None)
         page.goto(address, wait_until="load")
-        page.evaluate(SETTLED)
+        if options.get("java_script_enabled", True):
+            page.evaluate(SETTLED)
         return seen
 
     yield visit

@@ -1,0 +1,198 @@
+"""What is stored in the notebooks is what their code gives, and is fit to be compared and shown."""
+
+import copy
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))
+
+import lint_notebooks  # noqa: E402
+import run_notebook  # noqa: E402
+
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+
+TEXT = """# Title
+
+```{exercise-start} One
+:label: ex-one
+```
+
+```{exercise-end}
+```
+
+```{solution-start} ex-one
+:class: dropdown
+```
+
+```{solution-end}
+```
+
+## Quiz
+""" + "".join(
+    f"""
+**{number}. Is it so?**
+
+- yes
+- no, since this
+  answer goes on
+
+<details class="quiz" data-answer="2">
+<summary>Answer</summary>
+
+No.
+
+</details>
+"""
+    for number in (1, 2, 3)
+)
+INSTALL = "import sys\n\nif 'google.colab' in sys.modules:\n    %pip install -q something"
+FIGURE = """import ipywidgets as widgets
+from IPython.display import display
+
+unused = widgets.Text("shown nowhere")
+
+
+class Figure(widgets.VBox):
+    def _repr_mimebundle_(self, **kwargs):
+        return {**super()._repr_mimebundle_(**kwargs), "text/html": "<b>still</b>", "text/plain": "a figure"}
+
+
+choice = widgets.SelectionSlider(options=["a", "b"])
+stack = widgets.Stack([widgets.HTML("A"), widgets.HTML("B")])
+link = widgets.jslink((choice, "index"), (stack, "selected_index"))
+Figure([choice, stack])"""
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A small notebook as the runner stores it, and as it stores it after one more run."""
+    cells = [nbformat.v4.new_markdown_cell(TEXT)]
+    cells += [nbformat.v4.new_code_cell(code) for code in (INSTALL, FIGURE, "assert 1 + 1 == 2\nprint('two')")]
+    cells[1].metadata["tags"] = ["nbval-skip"]
+    path = tmp_path_factory.mktemp("notebook") / "example.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    texts = []
+    for _ in range(2):
+        run_notebook.run(path)
+        texts.append(path.read_text(encoding="utf-8"))
+    assert [child.name for child in path.parent.iterdir()] == [path.name], "a partial file was left"
+    return texts
+
+
+@pytest.fixture
+def notebook(stored):
+    return nbformat.reads(stored[0], as_version=4)
+
+
+def test_a_second_run_stores_the_same_bytes(stored):
+    assert stored[0] == stored[1]
+
+
+def test_the_runner_keeps_the_widgets_that_are_shown_and_their_links(notebook):
+    state = notebook.metadata["widgets"][run_notebook.STATE]["state"]
+    kinds = sorted(model["model_name"] for model in state.values())
+    assert kinds.count("LinkModel") == 1 and kinds.count("HTMLModel") == 2
+    assert "TextModel" not in kinds
+    assert sorted(state) == [f"{number:032x}" for number in range(1, len(state) + 1)]
+
+
+def test_the_runner_leaves_a_notebook_alone_whose_cell_fails(tmp_path):
+    path = tmp_path / "failing.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), path)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        run_notebook.run(path)
+    assert path.read_bytes() == before
+
+
+def test_what_the_runner_stores_is_found_good(notebook):
+    assert lint_notebooks.problems(notebook) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_chapter_is_found_good(path):
+    assert lint_notebooks.problems(nbformat.read(path, as_version=4)) == []
+
+
+def output(notebook):
+    return notebook.cells[3].outputs[0]
+
+
+def printed(text):
+    return lambda notebook: output(notebook).update(text=text)
+
+
+def tagged(*tags):
+    return lambda notebook: notebook.cells[3].metadata.update(tags=list(tags))
+
+
+def state(notebook):
+    return notebook.metadata["widgets"][run_notebook.STATE]["state"]
+
+
+def text(old, new):
+    def change(notebook):
+        assert old in notebook.cells[0].source
+        notebook.cells[0].source = notebook.cells[0].source.replace(old, new)
+
+    return change
+
+
+def both(*changes):
+    return lambda notebook: [change(notebook) for change in changes]
+
+
+SPOILED = {
+    "a cell that was edited later": (lambda nb: nb.cells[3].update(source="assert 2 == 2"), "edited after"),
+    "a cell that was not run": (lambda nb: nb.cells[3].update(execution_count=None), "top to bottom"),
+    "cells run in another order": (lambda nb: nb.cells[3].update(execution_count=7), "top to bottom"),
+    "a path": (printed("saved in /usr/share/model.pt"), "a path"),
+    "a Windows path": (printed("saved in C:\\models"), "a path"),
+    "a path in an ignored output": (both(printed("/tmp/x"), tagged("nbval-ignore-output")), "a path"),
+    "a time": (printed("took 12.5 s"), "a time"),
+    "a clock": (printed("at 12:30"), "a time"),
+    "a device": (printed("trained on cuda:0"), "a device"),
+    "an address in memory": (printed("<Thing at 0x7f3a2c1b>"), "in memory"),
+    "a traceback": (
+        lambda nb: nb.cells[3].outputs.append(
+            nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+        ),
+        "ValueError",
+    ),
+    "stderr": (lambda nb: output(nb).update(name="stderr"), "stderr"),
+    "an unknown tag": (tagged("nbval-ignore-outputs"), "unknown tags"),
+    "a semicolon": (lambda nb: nb.cells[3].update(source="assert 1 + 1 == 2\nprint('two');"), "semicolon"),
+    "no claims": (lambda nb: nb.cells[3].update(source="print('two')"), "asserts"),
+    "no cell for Colab": (lambda nb: nb.cells[1].update(source="import sys"), "Colab"),
+    "metadata of Colab": (lambda nb: nb.metadata.update(accelerator="GPU"), "Colab"),
+    "widgets without state": (lambda nb: nb.metadata["widgets"][run_notebook.STATE].pop("state"), "state"),
+    "no widgets at all": (lambda nb: nb.metadata.pop("widgets"), "state"),
+    "a lost widget": (lambda nb: state(nb).pop(f"{3:032x}"), "not stored"),
+    "heavy widgets": (lambda nb: state(nb)[f"{3:032x}"]["state"].update(value="x" * 1_000_001), "may carry"),
+    "a widget without a static form": (lambda nb: nb.cells[2].outputs[0].data.pop("text/html"), "static form"),
+    "a picture without a description": (lambda nb: nb.cells[2].outputs[0].data.update({"image/png": "iVBO"}), "descr"),
+    "two titles": (text("## Quiz", "# Quiz"), "level 1"),
+    "a level skipped": (text("## Quiz", "### Quiz"), "skips"),
+    "no solution": (text("{solution-start} ex-one", "{solution-start} ex-two"), "solution"),
+    "a solution that is not folded": (text(":class: dropdown", ""), "solution"),
+    "no quiz": (text('<details class="quiz"', "<details"), "quiz"),
+    "a quiz without its right answer": (text('data-answer="2"', 'data-answer="3"'), "answer 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_the_lint_finds(case, notebook):
+    spoil, message = SPOILED[case]
+    spoiled = copy.deepcopy(notebook)
+    spoil(spoiled)
+    assert message in "\n".join(lint_notebooks.problems(spoiled))
+
+
+@pytest.mark.parametrize("text", ["97.5% of 360 images", "PGD-50-10", "8/255", "3 steps", "a/b", "0x10", "5 misses"])
+def test_the_lint_lets_ordinary_figures_pass(text, notebook):
+    printed(text)(notebook)
+    assert lint_notebooks.problems(notebook) == []
