@@ -10,6 +10,8 @@ print(at.evaluate(run.model, data.test, threat))
 """
 
 from . import attacks, defenses, errors, schedules
+from .budget import Budget, budget
+from .cost import Cost, Speed, calibrate, cost
 from .data import Dataset, Split, as_dataset, load_data
 from .defense import Batch, Defense, Step
 from .errors import AdvtrainError
@@ -25,7 +27,20 @@ from .train import fit
 __version__ = version()
 
 __all__ = [
-    "PROTOCOLS", "AdvtrainError", "Batch", "Dataset", "Defense", "Protocol", "Report", "Rng", "Run", "Split", "Step",
-    "Threat", "as_dataset", "attacking", "attacks", "build_model", "defenses", "errors", "evaluate", "fit", "load_data",
-    "load_run", "schedules",
+    "PROTOCOLS", "AdvtrainError", "Batch", "Budget", "Cost", "Dataset", "Defense", "Protocol", "Report", "Rng", "Run",
+    "Speed", "Split", "Step", "Threat", "as_dataset", "attacking", "attacks", "budget", "build_model", "calibrate",
+    "cost", "defenses", "errors", "evaluate", "fit", "load_data", "load_run", "schedules",
 ]  # fmt: skip
+
+
+def __getattr__(name: str):
+    """`advtrain.widgets` is imported on first use: it alone needs ipywidgets (PEP 562)."""
+    if name == "widgets":
+        from importlib import import_module
+
+        return import_module(f"{__name__}.widgets")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "widgets"})

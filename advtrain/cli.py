@@ -105,7 +105,7 @@ class _Train(click.Group):
             name,
             params=[*general, *sum(groups.values(), [])],
             callback=callback,
-            help=inspect.getdoc(defense).split("\n\nArgs:")[0],
+            help=inspect.getdoc(defense).split("\n\nArgs:")[0].replace("::\n", ":\n"),
             short_help=summary(defense),
         )
 

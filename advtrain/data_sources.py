@@ -105,7 +105,11 @@ SOURCES: dict[str, Source] = {
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
-    """The folder of the data sets: `root`, else `$ADVTRAIN_DATA`, else `advtrain` in the user's cache folder."""
+    """The folder of the data sets.
+
+    Args:
+        root: that folder; else `$ADVTRAIN_DATA`, else `advtrain` in the user's cache folder.
+    """
     if root is not None:
         return Path(root).expanduser()
     if named := os.environ.get("ADVTRAIN_DATA"):
@@ -115,14 +119,23 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
 
 
 def data_names(root: str | os.PathLike | None = None) -> list[str]:
-    """The known names, then those of the other .npz files in the data folder."""
+    """The known names, then those of the other .npz files in the data folder.
+
+    Args:
+        root: the data folder, see `data_root`.
+    """
     folder = data_root(root)
     own = sorted(path.stem for path in folder.glob("*.npz")) if folder.is_dir() else []
     return [*SOURCES, *(name for name in own if name not in SOURCES)]
 
 
 def locate(name: str | os.PathLike, root: str | os.PathLike | None = None, download: bool = False) -> Path:
-    """The file or folder that holds the set `name`, fetched if it is missing and `download`.
+    """The file or folder that holds a set.
+
+    Args:
+        name: a data set's name, or the path of an .npz file.
+        root: the data folder, see `data_root`.
+        download: fetch it if it is missing.
 
     Raises:
         ArgumentError: a name that is neither known nor a file in the data folder.
@@ -155,6 +168,13 @@ def fetch(name: str, root: str | os.PathLike | None = None) -> Path:
     """Download a set from its authors through torchvision, which checks it, and keep it as `<root>/<name>.npz`.
 
     A set that is already there is left as it is. An interrupted download leaves nothing behind.
+
+    Args:
+        name: a known set other than the packaged digits.
+        root: the data folder, see `data_root`.
+
+    Returns:
+        The file.
 
     Raises:
         ArgumentError: no set of this name can be fetched.

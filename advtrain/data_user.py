@@ -26,7 +26,7 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
 
     Args:
         data: a `Split`; a `Dataset`, of which the test split is taken; a pair (x, y) of tensors or numpy arrays; a
-            torch `Dataset` of pairs (image, label), where images are tensors or PIL images of mode L or RGB; or a
+            torch data set of pairs (image, label), where images are tensors or PIL images of mode L or RGB; or a
             `DataLoader` of batches. Tensors are (N, C, H, W); arrays also (N, H, W, C) or (N, H, W), where that is
             beyond doubt. Pixels are uint8 in 0..255 or floating in [0, 1].
         num_classes: labels must be below it, if given.
@@ -78,7 +78,7 @@ def as_dataset(
     """The caller's own images as a `Dataset`. Splits are by hash, as in `load_data`: the source's order plays no part.
 
     Args:
-        data: what `as_split` takes; a `Dataset` passes through. A torch `Dataset` is read once: its random transforms
+        data: what `as_split` takes; a `Dataset` passes through. A torch data set is read once: its random transforms
             would be frozen, so leave them out and use `augment`. A `DataLoader` is kept as it is, for sets that do not
             fit in memory: it brings its own order and augmentation.
         test: the test images, in any form that `as_split` takes, or a share or count of `data` to take for them; 0 for

@@ -48,10 +48,11 @@ class Batch:
 class Step(NamedTuple):
     """What a defense returns.
 
-    loss: a scalar; its gradient is the update direction, complete.
-    logits: (B, K) of the images that were trained on, for the training accuracy.
-    delta: (B, C, H, W) the perturbation that was trained on.
-    logs: further scalars (detached) for the history.
+    Args:
+        loss: a scalar; its gradient is the update direction, complete.
+        logits: (B, K) of the images that were trained on, for the training accuracy.
+        delta: (B, C, H, W) the perturbation that was trained on.
+        logs: further scalars (detached) for the history.
     """
 
     loss: Tensor
@@ -71,6 +72,16 @@ class Defense:
         threat: the threat model to train against.
         label_smoothing: mass in [0, 1) taken from the true class in the training loss; attacks use plain cross-entropy.
         bn: batch normalisation while attacking, see `advtrain.attacking`; the default is what the authors' code does.
+
+    A subclass says the rest of itself in class attributes.
+
+    Attributes:
+        name: what the command line and run folders call it.
+        replays: optimizer steps per mini-batch.
+        second_order: whether the loss needs gradients of gradients.
+        norms: the norms that the method is defined for.
+        inside: whether the perturbation trained on stays inside the threat.
+        select: what its best checkpoint is chosen by, accuracy under `"pgd"` or on `"clean"` images.
     """
 
     threat: Threat
@@ -137,7 +148,13 @@ class Defense:
 
 
 def number(value: Any, low: float, high: float = math.inf) -> bool:
-    """True for a finite real number in (low, high]."""
+    """True for a finite real number in (low, high].
+
+    Args:
+        value: whatever the caller was given.
+        low: the bound that it must exceed.
+        high: the bound that it may reach.
+    """
     return (
         isinstance(value, (int, float)) and not isinstance(value, bool) and low < value <= high and math.isfinite(value)
     )

@@ -43,18 +43,31 @@ class OverfittingWarning(AdvtrainWarning):
 
 
 def bad(name: str, value: Any, accepted: str, hint: str = "", *, kind: type[AdvtrainError] = ArgumentError) -> NoReturn:
-    """Raise `kind` with the message `name=value is not accepted: hint`.
+    """Raise `kind` with the message "name=value is not accepted: hint".
 
     >>> bad("eps", 8, "in (0, 1]", "pixels are in [0, 1], did you mean 8/255?")
     Traceback (most recent call last):
     ...
     advtrain.errors.ArgumentError: eps=8 is not in (0, 1]: pixels are in [0, 1], did you mean 8/255?
+
+    Args:
+        name: of the argument.
+        value: what came.
+        accepted: what would have been accepted, such as "in (0, 1]".
+        hint: the likely fix.
+        kind: the error to raise.
     """
     raise kind(f"{name}={value!r} is not {accepted}" + (f": {hint}" if hint else ""))
 
 
 def one_of(name: str, value: Any, choices: Any) -> None:
-    """Raise `ArgumentError` unless `value` is one of `choices`; the message lists them and the closest one."""
+    """Raise `ArgumentError` unless `value` is one of `choices`; the message lists them and the closest one.
+
+    Args:
+        name: of the argument.
+        value: what came.
+        choices: what is accepted.
+    """
     import difflib
 
     choices = list(choices)
@@ -64,12 +77,23 @@ def one_of(name: str, value: Any, choices: Any) -> None:
 
 
 def at_least(name: str, value: Any, low: int, hint: str = "") -> int:
-    """`value` if it is an integer not below `low` (and no bool), else `ArgumentError`."""
+    """`value` if it is an integer not below `low` (and no bool), else `ArgumentError`.
+
+    Args:
+        name: of the argument.
+        value: what came.
+        low: the smallest that is accepted.
+        hint: the likely fix.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         bad(name, value, f"an integer of at least {low}", hint)
     return value
 
 
 def is_real(value: Any) -> bool:
-    """Whether `value` is a real number of any type; a bool is none."""
+    """Whether `value` is a real number of any type; a bool is none.
+
+    Args:
+        value: whatever the caller was given.
+    """
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

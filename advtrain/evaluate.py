@@ -28,7 +28,8 @@ class Protocol:
 
     Args:
         steps, restarts: as in `advtrain.attacks.pgd`.
-        rel_step: step size in units of ε; `step_size` in pixel units overrides it.
+        rel_step: step size in units of ε.
+        step_size: step size in pixel units; overrides `rel_step`.
         keep: `"any"` misclassified iterate counts, or the `"last"` of each restart, by the largest loss.
     """
 
@@ -52,6 +53,7 @@ class Protocol:
         return self.rel_step * threat.eps if self.step_size is None else self.step_size
 
     def describe(self, threat: Threat) -> str:
+        """The protocol in a few words, such as "50 steps of 2/255, 10 restarts, any iterate"."""
         which = {"any": "any iterate", "last": "last iterate"}[self.keep]
         return f"{self.steps} steps of {format_eps(self.size(threat))}, {self.restarts} restarts, {which}"
 
@@ -64,6 +66,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "fgsm-rs": Protocol(step_size=2 / 255, keep="last"),  # Wong et al. 2020: step 2/255
     "n-fgsm": Protocol(step_size=2 / 255, keep="last"),  # de Jorge et al. 2022: step 2/255
 }
+"""Protocols by name: ours, and those of the papers."""
 
 
 @torch.no_grad()

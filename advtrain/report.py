@@ -13,7 +13,14 @@ from .threat import Threat, format_eps
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a report: `correct` of `total` images are classified correctly under `name`."""
+    """One line of a report.
+
+    Args:
+        name: what the images went through: `"clean"`, or the name of an attack.
+        correct: how many are classified correctly after it.
+        total: how many there are.
+        details: the attack's settings in words.
+    """
 
     name: str
     correct: int
@@ -37,6 +44,10 @@ class Report:
 
     `report["pgd"]` is the accuracy under that attack, in [0, 1]; `report.rows` has counts and intervals;
     `print(report)` shows a table.
+
+    Args:
+        threat: what the attacker was allowed.
+        rows: one `Row` for the clean images, and one for each attack.
     """
 
     threat: Threat
@@ -61,6 +72,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Report:
+        """The report that `to_dict` wrote."""
         return cls(Threat(**value["threat"]), [Row(**row) for row in value["rows"]])
 
     def _cells(self) -> list[tuple[str, str, str, str]]:
@@ -124,6 +136,17 @@ def wilson(correct: int, total: int, z: float = 1.959963984540054) -> tuple[floa
 
     >>> tuple(round(end, 3) for end in wilson(8, 10))
     (0.49, 0.943)
+
+    Args:
+        correct: successes, in [0, total].
+        total: trials, at least 1.
+        z: quantile of the normal distribution, 1.96 for 95%.
+
+    Returns:
+        The ends, both in [0, 1].
+
+    Raises:
+        ArgumentError: no trials, or more successes than trials.
     """
     if total < 1 or not 0 <= correct <= total:
         bad("correct", correct, f"in [0, total={total}]")

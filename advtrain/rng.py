@@ -22,12 +22,15 @@ class Rng:
     """A stream of random numbers named by its key.
 
     Two objects of the same key give the same stream on the same kind of device. Successive draws from one object
-    differ. The key is made of integers and strings.
+    differ.
 
     >>> a, b = Rng(0, "init"), Rng(0).child("init")
     >>> x = torch.zeros(3)
     >>> bool((a.uniform(x, 0, 1) == b.uniform(x, 0, 1)).all())
     True
+
+    Args:
+        *key: integers and strings.
     """
 
     def __init__(self, *key: int | str):
@@ -93,6 +96,9 @@ class Recorded:
     """Draws that were written down earlier, served in place of an `Rng`: the reference fixtures are replayed with it.
 
     `child(name)` selects the draw recorded under `name`; `uniform` and `normal` then return it as it is.
+
+    Args:
+        draws: a tensor for each name, or the one draw there is.
     """
 
     def __init__(self, draws: Mapping[str, Tensor] | Tensor):

@@ -43,17 +43,22 @@ FORMAT = 1
 
 @dataclass
 class Run:
-    """A trained model with everything that led to it.
+    """A trained model with everything that led to it; `fit` and `load_run` make one.
 
-    model: the trained network, in evaluation mode, holding the selected weights.
-    defense, data: what it was trained with. `data` is None if the run was loaded and its data are not at hand.
-    history: one dict per epoch: `epoch`, `loss`, `accuracy` (on the training images as the defense perturbed them),
-        `lr`, `seconds`, and where validated `val_clean`, `val_fgsm`, `val_pgd`; all accuracies in [0, 1].
-    notes: what the training loop wants known, such as catastrophic overfitting.
-    best_epoch: the epoch, counted from 1, whose weights the model holds.
-    status: `"finished"`; `"interrupted"` by Ctrl-C, where the model holds the weights that `notes` tell; or
-        `"running"`, also of a folder whose run was killed or failed: it holds the last epoch that was written.
-    path: the run folder, if there is one.
+    Args:
+        model: the trained network, in evaluation mode, holding the selected weights.
+        defense: what it was trained with.
+        data: what it was trained on; None if the run was loaded and its data are not at hand.
+        options: the arguments of `fit` that make the run what it is.
+        history: one dict per epoch: `epoch`, `loss`, `accuracy` (on the training images as the defense perturbed them),
+            `lr`, `seconds`, and where validated `val_clean`, `val_fgsm`, `val_pgd`; all accuracies in [0, 1].
+        notes: what the training loop wants known, such as catastrophic overfitting.
+        best_epoch: the epoch, counted from 1, whose weights the model holds.
+        status: `"finished"`; `"interrupted"` by Ctrl-C, where the model holds the weights that `notes` tell; or
+            `"running"`, also of a folder whose run was killed or failed: it holds the last epoch that was written.
+        provenance: commit, versions, device, command, date.
+        path: the run folder, if there is one.
+        written: whether it has been saved before.
     """
 
     model: nn.Module

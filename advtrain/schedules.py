@@ -2,6 +2,11 @@
 
 A schedule maps (step, total, per_epoch) to a `Rate`: the factor on the peak learning rate that update `step` (counted
 from 0) uses, and, where a recipe cycles it, the momentum. Pure functions need no state to resume.
+
+Args:
+    step: number of the update, counted from 0.
+    total: updates of the whole training.
+    per_epoch: updates of one epoch.
 """
 
 from __future__ import annotations
@@ -14,7 +19,12 @@ from .errors import one_of
 
 
 class Rate(NamedTuple):
-    """factor: multiplies the peak learning rate. momentum: overrides the optimizer's, unless None."""
+    """What a schedule says of one update.
+
+    Args:
+        factor: multiplies the peak learning rate.
+        momentum: overrides the optimizer's, unless None.
+    """
 
     factor: float
     momentum: float | None = None
@@ -102,10 +112,14 @@ SCHEDULES: dict[str, Schedule] = {
     "sat": sat,
     "rvs": rvs,
 }
+"""Schedules by the name that `fit` and the command line take."""
 
 
 def get_schedule(schedule: str | Schedule) -> Schedule:
     """A schedule by its name, or the function itself.
+
+    Args:
+        schedule: a name in `SCHEDULES`, or a function of (step, total, per_epoch).
 
     Raises:
         ArgumentError: an unknown name.

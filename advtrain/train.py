@@ -55,7 +55,7 @@ def fit(
     Args:
         model: a network that returns logits (B, K); trained in place.
         defense: the training loss, such as `advtrain.defenses.FastAT(threat)`.
-        data: a `Dataset` from `load_data`; or your own training images: a pair (x, y) of tensors, a torch `Dataset`, or
+        data: a `Dataset` from `load_data`; or your own training images: a pair (x, y) of tensors, a torch data set, or
             a torch `DataLoader`. A tenth of your own is set aside for validation (none of a `DataLoader`); `as_dataset`
             gives control over that.
         epochs: passes over the data.

@@ -9,6 +9,7 @@ from .pgd import pgd
 from .single import fgsm, i_fgsm, mi_fgsm, r_fgsm
 
 ATTACKS = {"fgsm": fgsm, "r-fgsm": r_fgsm, "i-fgsm": i_fgsm, "mi-fgsm": mi_fgsm, "pgd": pgd}
+"""Attacks by the name that the command line and the papers use."""
 
 __all__ = [
     "ATTACKS", "LOSSES", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fgsm", "i_fgsm", "mi_fgsm", "pgd",

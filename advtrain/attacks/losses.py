@@ -15,7 +15,15 @@ from ..errors import bad, one_of
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy, -log softmax(z)_y."""
+    """Cross-entropy, -log softmax(z)_y.
+
+    Args:
+        logits: z, (B, K).
+        y: (B,) int64 labels.
+
+    Returns:
+        (B,), one value per image.
+    """
     return F.cross_entropy(logits, y, reduction="none")
 
 
@@ -23,6 +31,13 @@ def cw_margin(logits: Tensor, y: Tensor) -> Tensor:
     """Margin of Carlini and Wagner (2017, arXiv 1608.04644, f_6 without confidence): max_{i≠y} z_i - z_y.
 
     Positive exactly where the image is misclassified.
+
+    Args:
+        logits: z, (B, K).
+        y: (B,) int64 labels.
+
+    Returns:
+        (B,), one value per image.
     """
     z_y = logits.gather(1, y[:, None]).squeeze(1)
     return logits.scatter(1, y[:, None], -torch.inf).amax(1) - z_y
@@ -31,8 +46,19 @@ def cw_margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio (Croce and Hein 2020, arXiv 2003.01690, eq. 6), for at least three classes.
 
-    -(z_y - max_{i≠y} z_i) / (z_(1) - z_(3)): invariant to shifting and scaling the logits. As in the authors' code
-    1e-12 is added to the denominator, and the gradient flows through it.
+    The value is -(z_y - max_{i≠y} z_i) / (z_(1) - z_(3)), where z_(k) is the k-th largest logit: invariant to shifting
+    and scaling the logits. As in the authors' code 1e-12 is added to the denominator, and the gradient flows through
+    it.
+
+    Args:
+        logits: z, (B, K) with K ≥ 3.
+        y: (B,) int64 labels.
+
+    Returns:
+        (B,), one value per image.
+
+    Raises:
+        ArgumentError: fewer than three classes.
     """
     if logits.shape[1] < 3:
         bad("loss", "dlr", f"defined for {logits.shape[1]} classes", "the DLR loss needs at least 3; use 'ce' or 'cw'")
@@ -43,7 +69,21 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Targeted DLR (same paper, eq. 7), for at least four classes: -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)."""
+    """Targeted difference of logits ratio (Croce and Hein 2020, eq. 7), for at least four classes.
+
+    The value is -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), where z_(k) is the k-th largest logit.
+
+    Args:
+        logits: z, (B, K) with K ≥ 4.
+        y: (B,) int64 labels.
+        target: (B,) int64, the classes t to move towards.
+
+    Returns:
+        (B,), one value per image.
+
+    Raises:
+        ArgumentError: fewer than four classes.
+    """
     if logits.shape[1] < 4:
         bad(
             "loss",
@@ -57,6 +97,7 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 LOSSES = {"ce": cross_entropy, "cw": cw_margin, "dlr": dlr}
+"""Losses that an attack takes by name; each takes (logits, y) and returns one value per image."""
 
 Objective = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 

@@ -40,6 +40,8 @@ def pgd(
         model: returns logits (B, K).
         x: (B, C, H, W) float32 or float64 in the threat's pixel box.
         y: (B,) int64, the true labels.
+        threat: the ball and the box that the attack may use.
+        steps: ascent steps of each restart.
         step_size: in pixel units (ℓ∞) or units of length (ℓ2); 2.5 ε / steps if not given. Papers differ: FAST-BAT and
             GradAlign judge with ε/4, FAST-AT and N-FGSM with 2/255.
         restarts: independent runs; each image keeps its worst one.
@@ -53,13 +55,14 @@ def pgd(
             are the same. Needs `keep="any"` and `bn="eval"`, and is then the default.
         rng: names the random starts: an `Rng` or a seed. Start r is the same whatever the number of restarts.
         bn: see `advtrain.attacking`.
+        check: False skips the checks of the inputs, for callers that have made them.
 
     Returns:
         x_adv, like x, inside the threat.
 
     Raises:
         ArgumentError: options out of range or at odds with each other.
-        DataError, ModelError: see `advtrain.attacks`.
+        DataError, ModelError: inputs that would make the result meaningless.
     """
     check_steps(steps, step_size, threat)
     one_of("keep", keep, ("any", "last"))

@@ -33,8 +33,19 @@ def fgsm(
     1412.6572. Under ℓ2 the step follows the unit gradient.
 
     Args:
+        model: returns logits (B, K).
+        x: (B, C, H, W) float32 or float64 in the threat's pixel box.
+        y: (B,) int64, the true labels.
+        threat: the ball and the box that the attack may use.
         loss: `"ce"`, `"cw"`, `"dlr"`, or a function of (logits, y) with one value per image.
         bn: see `advtrain.attacking`.
+        check: False skips the checks of the inputs, for callers that have made them.
+
+    Returns:
+        x_adv, like x, inside the threat.
+
+    Raises:
+        DataError, ModelError: inputs that would make the result meaningless.
     """
     return i_fgsm(model, x, y, threat, steps=1, loss=loss, bn=bn, check=check)
 
@@ -57,8 +68,22 @@ def r_fgsm(
     which a masked model's gradient misleads.
 
     Args:
-        alpha: length of the random step, in (0, eps).
-        rng: names the random draw; the default is always the same draw.
+        model: returns logits (B, K).
+        x: (B, C, H, W) float32 or float64 in the threat's pixel box.
+        y: (B,) int64, the true labels.
+        threat: the ball and the box that the attack may use.
+        alpha: length α of the random step, in (0, eps); ε/2 if not given.
+        loss: `"ce"`, `"cw"`, `"dlr"`, or a function of (logits, y) with one value per image.
+        rng: names the random draw, an `Rng` or a seed; the default is always the same draw.
+        bn: see `advtrain.attacking`.
+        check: False skips the checks of the inputs, for callers that have made them.
+
+    Returns:
+        x_adv, like x, inside the threat.
+
+    Raises:
+        ArgumentError: `alpha` outside (0, eps).
+        DataError, ModelError: inputs that would make the result meaningless.
     """
     if check:
         check_attack(model, x, y, threat)
@@ -89,6 +114,24 @@ def i_fgsm(
 
     Kurakin, Goodfellow and Bengio (2017), arXiv 1607.02533. The default step size is ε / steps, as in the regularizers
     of Vivek and Babu (2020).
+
+    Args:
+        model: returns logits (B, K).
+        x: (B, C, H, W) float32 or float64 in the threat's pixel box.
+        y: (B,) int64, the true labels.
+        threat: the ball and the box that the attack may use.
+        steps: number of steps.
+        step_size: in pixel units (ℓ∞) or units of length (ℓ2); ε / steps if not given.
+        loss: `"ce"`, `"cw"`, `"dlr"`, or a function of (logits, y) with one value per image.
+        bn: see `advtrain.attacking`.
+        check: False skips the checks of the inputs, for callers that have made them.
+
+    Returns:
+        x_adv, like x, inside the threat.
+
+    Raises:
+        ArgumentError: fewer than one step, or a step size that is not positive.
+        DataError, ModelError: inputs that would make the result meaningless.
     """
     return mi_fgsm(model, x, y, threat, steps=steps, step_size=step_size, decay=0.0, loss=loss, bn=bn, check=check)
 
@@ -112,8 +155,23 @@ def mi_fgsm(
     examples to transfer.
 
     Args:
+        model: returns logits (B, K).
+        x: (B, C, H, W) float32 or float64 in the threat's pixel box.
+        y: (B,) int64, the true labels.
+        threat: the ball and the box that the attack may use.
+        steps: number of steps.
+        step_size: in pixel units (ℓ∞) or units of length (ℓ2); ε / steps if not given, as in the paper.
         decay: μ ≥ 0; with 0 it is I-FGSM.
-        step_size: in pixel units; ε / steps if not given, as in the paper.
+        loss: `"ce"`, `"cw"`, `"dlr"`, or a function of (logits, y) with one value per image.
+        bn: see `advtrain.attacking`.
+        check: False skips the checks of the inputs, for callers that have made them.
+
+    Returns:
+        x_adv, like x, inside the threat.
+
+    Raises:
+        ArgumentError: fewer than one step, or a step size or decay out of range.
+        DataError, ModelError: inputs that would make the result meaningless.
     """
     check_steps(steps, step_size, threat)
     if not 0 <= decay < float("inf"):

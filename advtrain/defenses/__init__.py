@@ -1,4 +1,4 @@
-"""Defenses: one short file per paper, one line here to register it."""
+"""Defenses: one short file for each paper, and one line in this module that registers it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from .pgd import PGD
 from .standard import Standard
 
 DEFENSES: dict[str, type[Defense]] = {defense.name: defense for defense in (Standard, FGSM, FastAT, PGD)}
+"""Defenses by the name that the command line and run folders use."""
 
 
 def from_config(config: dict[str, Any]) -> Defense:
     """Make the defense that `Defense.config` described.
+
+    Args:
+        config: its name, threat and fields, as JSON-able values.
 
     Raises:
         ArgumentError: an unknown name, or a field that the defense does not have.

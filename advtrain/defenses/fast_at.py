@@ -13,11 +13,14 @@ from ..modes import attacking
 class FastAT(Defense):
     """FAST-AT, or FGSM-RS: learn from one gradient step that begins at a random point of the ball.
 
-    Wong, Rice and Kolter (2020), arXiv 2001.03994, algorithm 3:
+    Wong, Rice and Kolter (2020), arXiv 2001.03994, algorithm 3::
 
-        η ~ U(-ε, ε),  x₀ = clip(x + η),  δ = Π_ε(x₀ + α sign ∇CE(f_θ(x₀), y) - x),  min_θ CE(f_θ(x + δ), y)
+        η ~ U(-ε, ε)
+        x₀ = clip(x + η)
+        δ = Π_ε(x₀ + α sign ∇CE(f_θ(x₀), y) - x)
+        min_θ CE(f_θ(x + δ), y)
 
-    with α = 1.25 ε. Follows the code of the FAST-BAT repository (OPTML-Group/Fast-BAT, mode `fast_at`), in which the
+    with α = 1.25 ε. Follows the code of the FAST-BAT repository (OPTML-Group/Fast-BAT, mode "fast_at"), in which the
     start is clipped to the pixel box and batch normalisation stays in training mode during the attack. Random start and
     step size delay catastrophic overfitting; at large ε or with long training it still happens.
 

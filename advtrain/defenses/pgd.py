@@ -13,7 +13,7 @@ class PGD(Defense):
 
     min_θ E max_{δ∈S} CE(f_θ(x + δ), y): Madry et al. (2018), arXiv 1706.06083, eq. 2.1. The inner maximum is
     approximated by `steps` projected ascent steps from a random start. The reference that single-step methods are
-    measured against. Follows the code of the FAST-BAT repository (mode `pgd`), with batch normalisation in training
+    measured against. Follows the code of the FAST-BAT repository (mode "pgd"), with batch normalisation in training
     mode during the attack.
 
     Cost: `steps` + 1 forward and backward passes per batch.

@@ -39,9 +39,12 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images `x`, (B, C, H, W), normalised per channel."""
         return (x - self.mean) / self.std
 
     def extra_repr(self) -> str:
+        """The numbers, for `repr`."""
+
         def numbers(t: Tensor) -> str:
             return "meta" if t.is_meta else ", ".join(f"{v:.4f}" for v in t.flatten().tolist())
 
@@ -57,6 +60,7 @@ class Standardize(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images `x`, (B, C, H, W), each standardised by its own mean and deviation."""
         centred = x - x.mean((1, 2, 3), keepdim=True)
         floor = 1 / x[0].numel()
         # The floor goes on the variance, before the root: the root's gradient is infinite at 0, and 0 * inf is NaN.

@@ -2,22 +2,23 @@
 
 - The repository's address, the site's address and the version come from pyproject.toml. Markdown pages may write
   ``{{ repository }}``, a link with that word, and ``{{ version }}``.
-- In docstrings, `name` is a link where the book documents an object of that name, and plain code otherwise.
+- What Sphinx writes and screen readers stumble over is put right.
 - An interactive figure is accompanied by its static image, for readers without JavaScript and for print.
 """
 
+import re
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 
 from sync import documentation, project, repository  # noqa: E402
 
+SIGNATURE = re.compile(r"<dl>\s*<dd><em class=\"sig-param\">.*?</dl>", re.S)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STILL = ("image/png", "text/html")
 NOT_FOUND = """<h1>There is no such page</h1>
@@ -37,25 +38,26 @@ def configure(app, config):
     config.notfound_context = {"title": "There is no such page", "body": NOT_FOUND.format(root=root)}
 
 
-def code_or_link(name, rawtext, text, lineno, inliner, options=None, content=None):
-    """The role of `single backticks` in docstrings."""
-    env = inliner.document.settings.env
-    code = nodes.literal(rawtext, text, classes=["py", "py-obj"])
-    if not text.replace(".", "").isidentifier():
-        return [code], []
-    target = {"refdomain": "py", "reftype": "obj", "reftarget": text, "refdoc": env.docname, "soft": True}
-    return [pending_xref(rawtext, code, **target, **env.ref_context)], []
+def mend(app, pagename, templatename, context, doctree):
+    """Put right what Sphinx writes and screen readers stumble over."""
+    body = context.get("body", "")
+    # the bibliography's entries lie in a list, and their role is one that no longer exists
+    body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    # a signature of several lines is a list of definitions without terms
+    body = SIGNATURE.sub(lambda found: found[0].replace("<dl>", '<span class="sig-lines">').replace("</dl>", "</span>")
+                         .replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>"), body)  # fmt: skip
+    # without "smart" dashes, which would spoil --options, a parameter's description begins with two hyphens
+    body = re.sub(r"(</(?:strong|em|a|span)>\)?) -- ", r"\1 – ", body)
+    if pagename == "_modules/index":  # lists directly within lists: make it one
+        body = re.sub(r"<ul>.*</ul>", "<ul>" + "".join(re.findall(r"<li>.*?</li>", body)) + "</ul>", body, flags=re.S)
+    context["body"] = body
 
 
-def give_up_quietly(app, env, node, content):
-    """A name in backticks that is documented nowhere is no mistake: show it as code."""
-    return content if node.get("soft") else None
-
-
-def mend_roles(app, pagename, templatename, context, doctree):
-    """The bibliography's entries lie in a list: say so to screen readers, which no longer know the role they have."""
-    if "body" in context:
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+def load_what_is_used(app, pagename, templatename, context, doctree):
+    """A page that only leads to others with formulas needs no MathJax; Sphinx thinks it does."""
+    if 'class="math' not in context.get("body", ""):
+        scripts = context["script_files"]
+        scripts[:] = [script for script in scripts if "vendor/mathjax" not in str(getattr(script, "filename", script))]
 
 
 class StillBesideWidget(SphinxPostTransform):
@@ -76,9 +78,8 @@ class StillBesideWidget(SphinxPostTransform):
 
 
 def setup(app):
-    app.add_role("soft", code_or_link)
     app.add_post_transform(StillBesideWidget)
     app.connect("config-inited", configure, priority=100)
-    app.connect("missing-reference", give_up_quietly)
-    app.connect("html-page-context", mend_roles)
+    app.connect("html-page-context", mend)
+    app.connect("html-page-context", load_what_is_used, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,12 +4,13 @@
 window.FontAwesomeConfig = { observeMutations: false };
 
 // Search results come with excerpts, which need the other pages; from a local file the browser does not hand them out.
-if (location.protocol === "file:" && window.DOCUMENTATION_OPTIONS) {
+if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
   DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 }
 
 document.addEventListener("DOMContentLoaded", () => {
   bridgeMathJax();
+  document.querySelectorAll("li > details > summary").forEach(nameFold);
   window.addEventListener("resize", reachScrollers);
   window.addEventListener("load", () => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(reachScrollers));
   document.querySelectorAll("details.quiz[data-answer]").forEach(makeQuestion);
@@ -23,6 +24,12 @@ function bridgeMathJax() {
   MathJax.Hub = {
     Queue: ([, , element]) => MathJax.startup.promise.then(() => MathJax.typesetPromise([element])),
   };
+}
+
+// In the contents, what folds and unfolds the pages below a page shows nothing but an arrow.
+function nameFold(summary) {
+  const link = summary.closest("li").querySelector("a");
+  if (link && !summary.textContent.trim()) set(summary, "aria-label", `Pages below ${link.textContent.trim()}`);
 }
 
 // What scrolls sideways on a narrow screen must be reachable by keyboard.
@@ -39,8 +46,10 @@ function reachScrollers() {
 function watchWidgets() {
   new MutationObserver(() => {
     document.querySelectorAll(".noUi-handle").forEach(nameHandle);
+    document.querySelectorAll(".widget-play").forEach(namePlayer);
+    document.querySelectorAll(".widget-toggle-buttons").forEach(nameChoice);
     document.querySelectorAll(".widget-subarea").forEach(replaceStill);
-  }).observe(document.body, { childList: true, subtree: true, characterData: true });
+  }).observe(document.body, { attributeFilter: ["class"], characterData: true, childList: true, subtree: true });
 }
 
 // A slider's handle has no name of its own, and reports its position instead of the value beside it.
@@ -48,9 +57,30 @@ function nameHandle(handle) {
   const slider = handle.closest(".widget-inline-hbox, .jupyter-widgets");
   const label = slider.querySelector(".widget-label");
   const readout = slider.querySelector(".widget-readout");
-  const set = (name, text) => text && handle.getAttribute(name) !== text && handle.setAttribute(name, text);
-  if (label && !handle.hasAttribute("aria-label")) set("aria-label", label.textContent.replace(/\\[()]/g, "").trim());
-  if (readout) set("aria-valuetext", readout.textContent.trim());
+  if (label) set(handle, "aria-label", label.title && label.title !== "null" ? label.title : label.textContent.trim());
+  if (readout) set(handle, "aria-valuetext", readout.textContent.trim());
+}
+
+// The buttons of a player show nothing but an icon.
+function namePlayer(player) {
+  const [play, stop, repeat] = player.querySelectorAll("button");
+  set(play, "aria-label", play.querySelector(".fa-pause") ? "Pause" : "Play");
+  set(stop, "aria-label", "Stop");
+  set(repeat, "aria-label", "Repeat");
+  set(repeat, "aria-pressed", String(repeat.classList.contains("mod-active")));
+}
+
+// Which of the buttons is chosen is told by colour alone.
+function nameChoice(choice) {
+  set(choice, "role", "group");
+  set(choice, "aria-label", "What the figure shows");
+  choice.querySelectorAll("button").forEach((button) => {
+    set(button, "aria-pressed", String(button.classList.contains("mod-active")));
+  });
+}
+
+function set(element, name, text) {
+  if (element && text && element.getAttribute(name) !== text) element.setAttribute(name, text);
 }
 
 // The static image stays for print; on the screen the living figure stands for it.

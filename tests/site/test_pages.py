@@ -62,7 +62,7 @@ def visits(pages, visit, served, unzipped):
 def nothing(visits, of):
     """Assert that `of(visit)` lists nothing for any page; name the pages where it does."""
     found = [f"{page} ({how}): {item}" for (page, how), visit in visits.items() for item in of(visit)]
-    assert not found, f"{len(found)} findings\n" + "\n".join(found[:40])
+    assert not found, f"{len(found)} findings\n" + "\n".join(found[:400])
 
 
 def test_all_kinds_of_pages_were_looked_at(visits, pages):
@@ -75,7 +75,12 @@ def test_all_kinds_of_pages_were_looked_at(visits, pages):
 
 
 def test_no_error_or_warning_on_the_console(visits):
-    nothing(visits, lambda visit: [line for line in visit.console if not line.startswith(("log:", "info:", "debug:"))])
+    """But for one: the widget manager's checker of JSON finds fault with the widget manager's own schema."""
+
+    def serious(line):
+        return not line.startswith(("log:", "info:", "debug:")) and "allowUnionTypes" not in line
+
+    nothing(visits, lambda visit: filter(serious, visit.console))
 
 
 def test_every_request_succeeds(visits):

@@ -1,0 +1,272 @@
+r"""Interactive figures that answer without a kernel, because their frames are drawn beforehand.
+
+    at.widgets.slider(draw, [0, 0.1, 0.2, 0.3], label=r"\(\varepsilon\)", alt="The digit 3, perturbed with ε = {}")
+
+The page stores the frames, and links between controls and frames that the browser follows. Where there is a kernel,
+the frame on view is also drawn anew, so that it shows the reader's own model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from base64 import b64encode
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from html.entities import html5
+from io import BytesIO
+from itertools import product, repeat
+from typing import Any
+
+import numpy as np
+
+from .errors import at_least, bad
+
+try:
+    import ipywidgets
+    from PIL import Image, ImageOps
+except ImportError as error:
+    raise ImportError(f"advtrain.widgets needs {error.name}: pip install ipywidgets matplotlib") from error
+
+__all__ = ["Interactive", "compare", "grid", "slider"]
+
+LIMIT = 600_000  # bytes of all frames of one figure, as stored in the page
+SIDE = 280  # pixels that the longer side of an image array is enlarged to, about: it fits on a phone
+ROUNDING = 8  # levels of 256 by which a palette may move a channel of a pixel: less than the eye sees
+DRAWABLE = "a matplotlib Figure, an image array in [0, 1], PNG bytes or an HTML string"
+
+Axis = namedtuple("Axis", "label values texts start")  # what one slider runs over, and the index to begin with
+
+
+def slider(
+    draw: Callable[[Any], Any], values: Iterable[Any], *, label: str, alt: str | Callable[[Any], str], start: int = 0,
+    play: bool = False, format: str = "{:g}", still: Any = None, live: bool = True, limit: int = LIMIT,
+) -> Interactive:  # fmt: skip
+    r"""A figure with a slider: one frame for each of `values`.
+
+    Args:
+        draw: `draw(value)` returns a matplotlib Figure (closed once rendered), an image of floats in [0, 1] with shape
+            (H, W), (1, H, W), (3, H, W) or (H, W, 3), PNG bytes, or an HTML string. It is called now with each value
+            and, where there is a kernel and unless `live=False`, with the current one whenever the slider moves.
+        values: numbers, written in `format`, or texts.
+        label: name of the slider; TeX goes between `\(` and `\)`.
+        alt: what a frame shows, for those who cannot see it: `{}` is the written value; or a function of the value.
+        start: index of the first frame on view.
+        play: whether to add a play button. Nothing plays by itself.
+        still: a figure, image or PNG that says the same at one glance, for print; by default the start frame.
+        limit: bytes that all frames together may take in the page.
+
+    Raises:
+        ArgumentError: values that are none or written alike; no `alt`; what cannot be drawn; more bytes than `limit`.
+    """
+    return _figure(draw, [_axis("values", values, label, start, format)], alt, still, live, limit, play)
+
+
+def grid(
+    draw: Callable[[Any, Any], Any], first: Iterable[Any], second: Iterable[Any], *, labels: Sequence[str],
+    alt: str | Callable[[Any, Any], str], start: Sequence[int] = (0, 0), formats: Sequence[str] = ("{:g}", "{:g}"),
+    still: Any = None, live: bool = True, limit: int = LIMIT,
+) -> Interactive:  # fmt: skip
+    """A figure with two sliders: one frame for each pair of a value of `first` and a value of `second`.
+
+    `draw(a, b)` returns what that of `slider` does. `labels`, `start` and `formats` are pairs, one for each slider;
+    `alt` is a text with `{0}` and `{1}`, or a function of both values. For all else, errors too, see `slider`.
+    """
+    pairs = _pair("labels", labels), _pair("start", start), _pair("formats", formats)
+    axes = [_axis(*each) for each in zip(("first", "second"), (first, second), *pairs, strict=True)]
+    return _figure(draw, axes, alt, still, live, limit)
+
+
+def compare(
+    before: Any, after: Any, *, labels: Sequence[str] = ("before", "after"), alt: Sequence[str], still: Any = None,
+    limit: int = LIMIT,
+) -> Interactive:  # fmt: skip
+    """Two frames in one place, and a button for each.
+
+    `before` and `after` are what `draw` of `slider` may return; `labels` and `alt` are pairs. Else see `slider`.
+    """
+    axis = _axis("labels", map(str, _pair("labels", labels)), "", 0, "")
+    pictures = [_picture(before, "before"), _picture(after, "after")]
+    frames, _ = _frames(pictures, [_alt(lambda text: text, (), [text]) for text in _pair("alt", alt)], limit)
+    buttons = ipywidgets.ToggleButtons(options=axis.texts, index=0, style={"button_width": "auto"})
+    words, still = " or ".join(map(_plain, axis.texts)), pictures[0] if still is None else _picture(still, "still")
+    return Interactive([buttons], _stage(frames, [axis], [buttons]), frames, words, still)
+
+
+class Interactive(ipywidgets.VBox):
+    """What `slider`, `grid` and `compare` return: controls above frames, shown by naming it last in a cell.
+
+    `controls` and `frames` are widgets; `size` is the bytes of all frames. Where there are no widgets it is `still`.
+    """
+
+    def __init__(self, controls: list[Any], stage: Any, frames: list[Any], words: str, still: Any) -> None:
+        super().__init__([ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"}), stage])
+        self.controls, self.frames, self.words, self.still = controls, frames, words, still
+        self.size = sum(len(frame.value.encode()) for frame in frames)
+
+    def __repr__(self) -> str:
+        return f"Interactive figure: {self.words}"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)}  # the original cuts a long one
+        if isinstance(self.still, str):
+            return bundle | {"text/html": self.still}
+        return bundle | {"image/png": b64encode(_png(self.still)).decode()}
+
+
+def _figure(draw, axes, alt, still, live, limit, play=False) -> Interactive:
+    """The figure of one or two sliders; its frames are in the order of `itertools.product`."""
+    if not callable(draw):
+        bad("draw", draw, f"a function that returns {DRAWABLE}")
+    texts = list(product(*(axis.texts for axis in axes)))
+    values = list(product(*(axis.values for axis in axes)))
+    alts = list(map(_alt, repeat(alt), texts, values))
+    pictures = [_picture(draw(*value), f"draw({', '.join(text)})") for text, value in zip(texts, values, strict=True)]
+    frames, size = _frames(pictures, alts, limit)
+    sliders = [_slider(axis) for axis in axes]
+    player = [_player(sliders[0])] if play else []
+    first = pictures[texts.index(tuple(axis.texts[axis.start] for axis in axes))]
+
+    def redraw(_):
+        i = texts.index(tuple(control.label for control in sliders))
+        try:
+            frames[i].value = _html(_picture(draw(*values[i]), "draw"), _alt(alt, texts[i], values[i]), size)
+        except Exception:  # the reader's own code may raise: that has to be seen, and the next move may go well
+            frames[i].value = f'<pre role="alert" style="white-space:pre-wrap">{escape(traceback.format_exc())}</pre>'
+
+    for control in sliders if live else ():
+        control.observe(redraw, "index")
+    ranges = ", ".join(f"{_plain(axis.label)} from {axis.texts[0]} to {axis.texts[-1]}" for axis in axes)
+    words, stage = f"{ranges} in {len(frames)} frames", _stage(frames, axes, sliders)
+    return Interactive(player + sliders, stage, frames, words, first if still is None else _picture(still, "still"))
+
+
+def _slider(axis):
+    style, layout = {"description_width": "initial"}, {"width": "min(100%, 30rem)"}  # fills a phone, but no wide page
+    about = {"description": axis.label, "tooltip": _plain(axis.label)}
+    return ipywidgets.SelectionSlider(options=axis.texts, index=axis.start, style=style, layout=layout, **about)
+
+
+def _player(control):
+    button = ipywidgets.Play(value=control.index, max=len(control.options) - 1, interval=500)  # milliseconds
+    ipywidgets.jslink((button, "value"), (control, "index"))
+    return button
+
+
+def _stage(frames, axes, controls):
+    """Stacked frames, of which the last control selects one; with two controls the first selects a stack of them."""
+    layout = ipywidgets.Layout()
+    for axis, control in zip(reversed(axes), reversed(controls), strict=True):
+        rows = [frames[i : i + len(axis.texts)] for i in range(0, len(frames), len(axis.texts))]
+        frames = [ipywidgets.Stack(row, selected_index=axis.start, layout=layout) for row in rows]
+        for stack in frames:
+            ipywidgets.jslink((stack, "selected_index"), (control, "index"))  # embedding may drop an index of 0
+    return frames[0]
+
+
+def _axis(name, values, label, start, format) -> Axis:
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
+        bad(name, values, "a list of at least one value")
+    try:
+        texts = [value if isinstance(value, str) else format.format(value) for value in values]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        bad("format", format, f"a format for {name}", str(error))
+    if twice := [text for text in texts if texts.count(text) > 1]:
+        bad(name, values, "free of repetitions", f"{twice[0]!r} comes twice; does the format need more digits?")
+    if at_least("start", start, 0, "it is an index") >= len(values):
+        bad("start", start, f"an index below {len(values)}", f"so many are {name}")
+    return Axis(str(label), values, texts, start)
+
+
+def _pair(name, value):
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        bad(name, value, "a pair")
+    return value
+
+
+def _alt(alt, texts, values) -> str:
+    """The alternative text of the frame for `values`, which are written `texts`."""
+    words = alt(*values) if callable(alt) else alt
+    if not isinstance(words, str) or not words.strip():
+        bad("alt", words, "a text", "say what the frame shows, for those who cannot see it")
+    try:
+        return " ".join((words if callable(alt) else words.format(*texts)).split())
+    except (ValueError, LookupError, AttributeError) as error:
+        bad("alt", alt, "a text where {} stands for the written value, and {{ for a brace", str(error))
+
+
+def _plain(label) -> str:
+    r"""`label` without TeX: `\(\varepsilon\)` becomes ε."""
+    return re.sub(r"\\(?:[()]|(?:var)?([A-Za-z]+))", lambda m: html5.get(f"{m[1]};", m[1] or ""), label).strip()
+
+
+def _picture(drawn, source) -> Image.Image | str:
+    """What `draw` returned, as an opaque image or as HTML; `source` names it in errors."""
+    if isinstance(drawn, str) and drawn.strip():
+        return drawn
+    if hasattr(drawn, "shape"):
+        return _from_array(drawn, source)
+    if hasattr(drawn, "savefig"):
+        drawn.savefig(file := BytesIO(), format="png", metadata={"Software": None})
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close(drawn)  # or the notebook would show it once more
+        drawn = file.getvalue()
+    if not isinstance(drawn, bytes):
+        bad(source, drawn, DRAWABLE, f"let draw end with `return {'axes.' * hasattr(drawn, 'figure')}figure`")
+    try:
+        image = Image.open(BytesIO(drawn), formats=["PNG"]).convert("RGBA")
+    except OSError:
+        bad(source, drawn[:8], "the beginning of a PNG file")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")  # for dark pages too
+
+
+def _from_array(array, source) -> Image.Image:
+    """An image with crisp pixels, each as many times larger as fits on a phone."""
+    array = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    shape = array.shape
+    if array.ndim == 3 and shape[0] in (1, 3):
+        array = array[0] if shape[0] == 1 else array.transpose(1, 2, 0)
+    if array.size == 0 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3):
+        bad(f"{source}.shape", shape, "(H, W), (1, H, W), (3, H, W) or (H, W, 3)")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # NaN too
+        hint = "divide by 255" if low >= 0 and 2 < high <= 255 else "clamp it, look for NaN; show δ as 0.5 + δ / (2ε)"
+        bad(f"(min, max) of {source}", (low, high), "in [0, 1]", hint)
+    image = Image.fromarray(np.uint8(np.round(array.astype(float) * 255))).convert("RGB")
+    return ImageOps.scale(image, max(1, SIDE // max(image.size)), Image.Resampling.NEAREST)
+
+
+def _frames(pictures, alts, limit):
+    """Widgets for the frames, and their size on the page. They share what they can, which keeps the page small."""
+    size = tuple(map(max, (0, 0), (0, 0), *(picture.size for picture in pictures if not isinstance(picture, str))))
+    pages = [_html(picture, alt, size) for picture, alt in zip(pictures, alts, strict=True)]
+    if (total := sum(len(page.encode()) for page in pages)) > at_least("limit", limit, 1):
+        need = f"enough ({limit / 1000:g} kB) for {len(pages)} frames of {total / 1000:.0f} kB in all"
+        bad("limit", limit, need, "give fewer values, a smaller figure or a lower dpi")
+    layout, style = ipywidgets.Layout(), ipywidgets.HTML().style
+    return [ipywidgets.HTML(page, layout=layout, style=style) for page in pages], size
+
+
+def _html(picture, alt, size) -> str:
+    """A frame, on a white sheet of at least `size`: what is below must not jump from frame to frame."""
+    if isinstance(picture, str):
+        style = "background:#fff;color:#111;overflow-x:auto"
+        return f'<div role="figure" aria-label="{escape(alt)}" style="{style}">{picture}</div>'
+    right, below = (max(0, whole - part) for whole, part in zip(size, picture.size, strict=True))
+    picture = ImageOps.expand(picture, (0, 0, right, below), "white")
+    source = f"data:image/png;base64,{b64encode(_png(picture)).decode()}"
+    size = f'width="{picture.width}" height="{picture.height}" style="max-width:100%;height:auto"'
+    return f'<img alt="{escape(alt)}" src="{source}" {size}>'
+
+
+def _png(image) -> bytes:
+    """The same bytes each time, with no date and no name of a program; a palette where it is smaller and harmless."""
+    palette, files = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE), []
+    harmless = abs(np.int16(image) - np.int16(palette.convert("RGB"))).max() <= ROUNDING
+    for candidate in [image, palette] if harmless else [image]:
+        candidate.save(file := BytesIO(), format="PNG", optimize=True)
+        files.append(file)
+    return min((file.getvalue() for file in files), key=len)

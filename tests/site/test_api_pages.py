@@ -1,0 +1,169 @@
+"""Everything public is explained, in its docstring and in the book, once and under the name that readers use."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import types
+import zlib
+
+import pytest
+
+import advtrain
+from advtrain.options import documented
+
+
+def public_modules():
+    """The package, the modules it exports, and those of its modules that say in `__all__` what is public."""
+    yield advtrain
+    exported = [getattr(advtrain, name) for name in advtrain.__all__]
+    for info in pkgutil.iter_modules(advtrain.__path__, "advtrain."):
+        if not info.name.rpartition(".")[2].startswith("_"):
+            module = importlib.import_module(info.name)
+            if hasattr(module, "__all__") or module in exported:
+                yield module
+
+
+def public_names(module):
+    """What `__all__` lists; without one, what the module defines under a name without an underscore."""
+    if hasattr(module, "__all__"):
+        return module.__all__
+    return [name for name, thing in vars(module).items()
+            if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__]  # fmt: skip
+
+
+def collect():
+    """{shortest dotted name: thing} and {longer name of the same: shortest}, modules left out."""
+    names = {}
+    for module in public_modules():
+        for name in public_names(module):
+            thing = getattr(module, name)
+            if not isinstance(thing, types.ModuleType):
+                names.setdefault(id(thing), (thing, []))[1].append(f"{module.__name__}.{name}")
+    found, others = {}, {}
+    for thing, dotted in names.values():
+        short, *longer = sorted(dotted, key=lambda name: (name.count("."), name))
+        found[short] = thing
+        others.update(dict.fromkeys(longer, short))
+    return found, others
+
+
+PUBLIC, ALIASES = collect()
+CLASSES = {name: thing for name, thing in PUBLIC.items() if isinstance(thing, type)}
+FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isroutine(thing)}
+METHODS = {
+    f"{name}.{key}": getattr(cls, key)
+    for name, cls in CLASSES.items()
+    for key, member in vars(cls).items()
+    if not key.startswith("_") and isinstance(member, (types.FunctionType, classmethod, staticmethod, property))
+}
+
+
+def parameters(thing):
+    """All but the `*args, **kwargs` of those who pass on what they do not look at."""
+    return [name for name in inspect.signature(thing).parameters if name not in ("args", "kwargs")]
+
+
+def explained(thing):
+    """The parameters that docstrings speak of: in a section, or in backticks.
+
+    Attributes of a class are explained like its parameters, by the class or by one that it inherits from; and a module
+    whose functions all have the same signature explains it once.
+    """
+    texts = [owner.__doc__ or "" for owner in getattr(thing, "__mro__", (thing,))]
+    texts.append(inspect.getmodule(thing).__doc__ or "")
+    words = set(documented(thing)) | set(documented(inspect.getmodule(thing)))
+    for text in texts:
+        words.update(name.lstrip("*") for name in re.findall(r"^ +(\*{0,2}\w+): ", text, re.MULTILINE))
+        words.update(word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"\w+", code))
+    return words
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *FUNCTIONS, *METHODS])
+def test_docstring(name):
+    thing = {**CLASSES, **FUNCTIONS, **METHODS}[name]
+    text = thing.__doc__ if isinstance(thing, type) else inspect.getdoc(thing)  # a class inherits none
+    assert text, "no docstring"
+    assert isinstance(thing, property) or not text.startswith(f"{name.rpartition('.')[2]}("), "made by dataclass"
+    assert not text.startswith("Initialize self"), "inherited from object"
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *FUNCTIONS])
+def test_docstring_names_every_parameter(name):
+    thing = PUBLIC[name]
+    if name in CLASSES and issubclass(thing, Exception):
+        return  # they take a message
+    silent = [parameter for parameter in parameters(thing) if parameter not in explained(thing)]
+    assert not silent, f"{', '.join(silent)} of {name} is not explained"
+
+
+def test_modules_say_what_they_are():
+    for module in public_modules():
+        assert module.__doc__, module.__name__
+
+
+def inventory(folder):
+    """{name: kind} of the Python objects in the book's objects.inv, without the second names that Sphinx adds."""
+    head, _, rest = (folder / "objects.inv").read_bytes().partition(b"zlib.\n")
+    assert head.startswith(b"# Sphinx inventory version 2")
+    found = {}
+    for line in zlib.decompress(rest).decode().splitlines():
+        name, kind, priority, _ = line.split(" ", 3)
+        if kind.startswith("py:") and int(priority) >= 0:
+            found[name] = kind.removeprefix("py:")
+    return found
+
+
+@pytest.fixture(scope="module")
+def entries(book_html):
+    return inventory(book_html)
+
+
+def resolve(dotted):
+    """The object that readers reach by this name: `advtrain.attacks.pgd` is the function, not the module."""
+    thing, path = advtrain, "advtrain"
+    for part in dotted.split(".")[1:]:
+        path += f".{part}"
+        if isinstance(thing, types.ModuleType):
+            thing = getattr(thing, part, None) or importlib.import_module(path)
+        else:
+            thing = inspect.getattr_static(thing, part)
+    return thing
+
+
+def test_book_documents_everything_public(entries):
+    kinds = {name: "class" for name in CLASSES} | {name: "function" for name in FUNCTIONS}
+    missing = [name for name in PUBLIC if name not in entries]
+    assert not missing, "add to book/api: " + ", ".join(missing)
+    for name, kind in kinds.items():
+        exception = name in CLASSES and issubclass(PUBLIC[name], Exception)
+        assert entries[name] == ("exception" if exception else kind), name
+
+
+def test_book_documents_public_methods(entries):
+    missing = [name for name in METHODS if name not in entries and name.rpartition(".")[2] != "extra_repr"]
+    assert not missing, "`:members:` is missing in book/api, or an empty docstring: " + ", ".join(missing)
+
+
+def test_book_documents_what_registries_hold(entries):
+    """Whatever can be asked for by name is explained: a new entry of ATTACKS, MODELS, ... needs its place."""
+    documented_things = {id(resolve(name)) for name, kind in entries.items() if kind in ("class", "function")}
+    for name, registry in PUBLIC.items():
+        for key, value in registry.items() if isinstance(registry, dict) else ():
+            value = getattr(value, "builder", value)  # of a model
+            if getattr(value, "__module__", "").startswith("advtrain") and getattr(value, "__name__", "<")[0] != "<":
+                if isinstance(value, type) or inspect.isroutine(value):
+                    assert id(value) in documented_things, f"{name}[{key!r}]"
+
+
+def test_book_documents_nothing_twice(entries):
+    assert not [f"{name}, which is {ALIASES[name]}" for name in entries if name in ALIASES]
+    seen = {}
+    for name, kind in entries.items():
+        if kind in ("class", "exception", "function"):
+            assert seen.setdefault(id(resolve(name)), name) == name, f"{name} is {seen[id(resolve(name))]}"
+
+
+def test_book_documents_nothing_that_is_gone(entries):
+    for name in entries:
+        assert resolve(name) is not None, name
