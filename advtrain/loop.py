@@ -143,8 +143,9 @@ class Loop:
 
     def watch(self, record: dict[str, Any], constant: bool) -> Callable[[], None]:
         """Note in the run what the monitor sees; returns what says it aloud, to be called when the epoch is safe."""
-        final = record["epoch"] == self.options["epochs"] and self.defense.select == "pgd"
-        figures = {"fgsm": record.get("val_fgsm"), "pgd": record.get("val_pgd")}
+        final = record["epoch"] == self.options["epochs"]
+        attacked = self.defense.select == "pgd"  # a method that trains on clean images has no attack to overfit to
+        figures = {"fgsm": record.get("val_fgsm"), "pgd": record.get("val_pgd")} if attacked else {}
         found = self.monitor.check(record["epoch"], constant=constant, final=final, **figures)
         self.run.notes += [message for _, message in found]
 

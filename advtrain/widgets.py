@@ -71,8 +71,11 @@ def grid(
 ) -> Interactive:  # fmt: skip
     """A figure with two sliders: one frame for each pair of a value of `first` and a value of `second`.
 
-    `draw(a, b)` returns what that of `slider` does. `labels`, `start` and `formats` are pairs, one for each slider;
-    `alt` is a text with `{0}` and `{1}`, or a function of both values. For all else, errors too, see `slider`.
+    Args:
+        draw: `draw(a, b)` returns what that of `slider` does.
+        first, second, labels, start, formats: what the two sliders run over, and pairs, one for each slider.
+        alt: a text with `{0}` and `{1}`, or a function of both values.
+        still, live, limit: as for `slider`; so are the errors.
     """
     pairs = _pair("labels", labels), _pair("start", start), _pair("formats", formats)
     axes = [_axis(*each) for each in zip(("first", "second"), (first, second), *pairs, strict=True)]
@@ -85,7 +88,10 @@ def compare(
 ) -> Interactive:  # fmt: skip
     """Two frames in one place, and a button for each.
 
-    `before` and `after` are what `draw` of `slider` may return; `labels` and `alt` are pairs. Else see `slider`.
+    Args:
+        before, after: what `draw` of `slider` may return.
+        labels, alt: pairs of texts: on the buttons, and for those who cannot see the frames.
+        still, limit: as for `slider`; so are the errors.
     """
     axis = _axis("labels", map(str, _pair("labels", labels)), "", 0, "")
     pictures = [_picture(before, "before"), _picture(after, "after")]
@@ -98,7 +104,9 @@ def compare(
 class Interactive(ipywidgets.VBox):
     """What `slider`, `grid` and `compare` return: controls above frames, shown by naming it last in a cell.
 
-    `controls` and `frames` are widgets; `size` is the bytes of all frames. Where there are no widgets it is `still`.
+    Args:
+        controls, stage, frames: the widgets to move, the one that shows a frame, those of all frames (`size` bytes).
+        words, still: what stands for the figure in `repr`, and where there are no widgets.
     """
 
     def __init__(self, controls: list[Any], stage: Any, frames: list[Any], words: str, still: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import advtrain as at
+from advtrain.loop import Loop
 from advtrain.monitor import Monitor
 from advtrain.train import fit
 
@@ -364,6 +365,19 @@ def test_a_constant_predictor_is_noticed(digits):
     with pytest.warns(at.errors.AdvtrainWarning, match="gives every image the same label"):
         run = fit(model, at.defenses.Standard(THREAT), digits, epochs=2, lr=1e-9)
     assert "same label" in run.notes[0]
+
+
+@pytest.mark.parametrize("select, warns", [("clean", 0), ("pgd", 1)])
+def test_only_adversarial_training_is_told_that_it_overfits_to_its_attack(select, warns, digits, monkeypatch):
+    """Standard training loses what little resistance it had by chance as it learns; there is nothing to warn of."""
+    figures = iter([(0.6, 0.4), (0.6, 0.05)])
+    names = ("val_fgsm", "val_pgd")
+    monkeypatch.setattr(Loop, "validate", lambda self: dict(zip(names, next(figures), strict=True)))
+    monkeypatch.setattr(at.defenses.Standard, "select", select)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=2, batch_size=512)
+    assert len([found for found in caught if found.category is at.errors.OverfittingWarning]) == warns
 
 
 def test_the_monitor_speaks_when_pgd_collapses_under_a_standing_fgsm_and_only_then():

@@ -3,6 +3,7 @@
 The book is built once for all tests, or taken from where $ADVTRAIN_BOOK says that its html lies.
 """
 
+import contextlib
 import http.server
 import os
 import shutil
@@ -94,13 +95,9 @@ def served(book_html):
         server.shutdown()
 
 
-@pytest.fixture(scope="session")
-def chromium():
-    """A headless browser with a profile of its own. Where tests must not be left out, its absence is a failure."""
-    path = browsers.find()
-    if path is None:
-        message = f"no Chromium to test the pages with; install one: {browsers.INSTALL}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+@contextlib.contextmanager
+def launched(path):
+    """A headless browser with a profile of its own."""
     from playwright.sync_api import sync_playwright
 
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
@@ -108,6 +105,22 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=path, args=quiet)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def chromium_path():
+    """Where the browser is. Where tests must not be left out, its absence is a failure."""
+    path = browsers.find()
+    if path is None:
+        message = f"no Chromium to test the pages with; install one: {browsers.INSTALL}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium(chromium_path):
+    with launched(chromium_path) as browser:
+        yield browser
 
 
 @dataclass
@@ -137,27 +150,37 @@ SETTLED = """async () => {
 }"""
 
 
+def new_window(browser, width, mode, **options):
+    """A window of a reader with a screen of this width, who prefers light or dark pages."""
+    window = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode, **options)
+    window.add_init_script(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
+    return window
+
+
+def open_page(window, address, scripts=True):
+    """Open an address in a window, and wait until its formulas and figures are there."""
+    page = window.new_page()
+    seen = Visit(page, address)
+    page.on("console", lambda message: seen.console.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: seen.console.append(f"uncaught: {error}"))
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("requestfailed", lambda request: seen.failed.append(f"{request.url}: {request.failure}"))
+    page.on("response", lambda r: seen.failed.append(f"{r.url}: {r.status}") if r.status >= 400 else None)
+    page.goto(address, wait_until="load")
+    if scripts:
+        page.evaluate(SETTLED)
+    return seen
+
+
 @pytest.fixture(scope="session")
 def visit(chromium):
-    """A function that opens an address as a new visitor does: `visit(address, width=1280, mode="light")`."""
-    contexts = []
+    """A function that opens an address, in a window for each kind of reader: `visit(address, 1280, "light")`."""
+    windows = {}
 
     def visit(address, width=1280, mode="light", **options):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=mode, **options)
-        contexts.append(context)
-        context.add_init_script(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
-        page = context.new_page()
-        seen = Visit(page, address)
-        page.on("console", lambda message: seen.console.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: seen.console.append(f"uncaught: {error}"))
-        page.on("request", lambda request: seen.requests.append(request.url))
-        page.on("requestfailed", lambda request: seen.failed.append(f"{request.url}: {request.failure}"))
-        page.on("response", lambda r: seen.failed.append(f"{r.url}: {r.status}") if r.status >= 400 else None)
-        page.goto(address, wait_until="load")
-        if options.get("java_script_enabled", True):
-            page.evaluate(SETTLED)
-        return seen
+        kind = (width, mode, str(options))
+        if kind not in windows:
+            windows[kind] = new_window(chromium, width, mode, **options)
+        return open_page(windows[kind], address, scripts=options.get("java_script_enabled", True))
 
-    yield visit
-    for context in contexts:
-        context.close()
+    return visit

@@ -42,7 +42,7 @@ def results(request, visit):
         seen.page.wait_for_function("/finished|match/.test(document.querySelector('.search-summary')?.textContent)")
         found = seen.page.locator("ul.search li a").evaluate_all("links => links.map(link => link.href)")
         assert not [line for line in seen.console if line.startswith(("error", "warning", "uncaught"))]
-        seen.page.context.close()
+        seen.page.close()
         return [link.removeprefix(root).partition("?")[0] for link in found]
 
     return results

@@ -4,11 +4,13 @@ Each page is opened twice: on a desktop, light, from a server; and on a phone, d
 noticed on the way is judged by the tests below, each for all pages.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
 import axe_playwright_python
 import pytest
+from conftest import launched, new_window, open_page
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,25 +40,33 @@ IMAGES = """() => [...document.images].map(image => [image.getAttribute('src').s
                                                      image.complete && image.naturalWidth > 0])"""
 
 
-@pytest.fixture(scope="module")
-def visits(pages, visit, served, unzipped):
-    """{(page, how): what was seen}"""
-    seen = {}
-    for page in pages:
-        ways = {"desktop": (served + quote(page), 1280, "light")}
-        if page != "404.html":  # its addresses are those of the published site, since it stands in for any page
-            ways["phone"] = ((unzipped / page).as_uri(), PHONE, "dark")
-        for how, (address, width, mode) in ways.items():
-            found = visit(address, width, mode)
-            found.formulas = found.page.evaluate(FORMULAS)
-            found.wide = found.page.evaluate(TOO_WIDE)
-            found.images = found.page.evaluate(IMAGES)
-            found.mode = found.page.evaluate("document.documentElement.dataset.theme")
-            found.page.evaluate(AXE)
-            found.axe = found.page.evaluate(ACCESSIBILITY, RULES)
-            found.page.context.close()
-            seen[page, how] = found
+def inspect(seen):
+    """Note what there is to judge on an open page, and close it."""
+    page = seen.page
+    seen.formulas, seen.wide, seen.images = page.evaluate(FORMULAS), page.evaluate(TOO_WIDE), page.evaluate(IMAGES)
+    seen.mode = page.evaluate("document.documentElement.dataset.theme")
+    page.evaluate(AXE)
+    seen.axe = page.evaluate(ACCESSIBILITY, RULES)
+    page.close()
     return seen
+
+
+@pytest.fixture(scope="module")
+def visits(pages, chromium_path, served, unzipped):
+    """{(page, how): what was seen}, by two readers at the same time."""
+
+    def tour(how, width, mode, addresses):
+        with launched(chromium_path) as browser:
+            window = new_window(browser, width, mode)
+            return {(page, how): inspect(open_page(window, address)) for page, address in addresses.items()}
+
+    on_server = {page: served + quote(page) for page in pages}
+    # 404.html stands in for any page, so its addresses are those of the published site
+    in_folder = {page: (unzipped / page).as_uri() for page in pages if page != "404.html"}
+    with ThreadPoolExecutor() as pool:
+        desktop = pool.submit(tour, "desktop", 1280, "light", on_server)
+        phone = pool.submit(tour, "phone", PHONE, "dark", in_folder)
+        return {**desktop.result(), **phone.result()}
 
 
 def nothing(visits, of):
@@ -118,7 +128,7 @@ def test_no_serious_accessibility_finding(visits):
 
 
 def test_pages_fit_a_phone(visits):
-    nothing(visits, lambda visit: visit.wide if visit.page.viewport_size["width"] == PHONE else [])
+    nothing({key: visit for key, visit in visits.items() if key[1] == "phone"}, lambda visit: visit.wide)
 
 
 @pytest.mark.parametrize("address", ["no/such/page.html", "book/api/no-such-page.html"])
