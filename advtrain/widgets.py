@@ -1,4 +1,4 @@
-r"""Interactive figures that answer without a kernel, because their frames are drawn beforehand.
+r"""Interactive figures that answer without a kernel, because their frames are drawn beforehand::
 
     at.widgets.slider(draw, [0, 0.1, 0.2, 0.3], label=r"\(\varepsilon\)", alt="The digit 3, perturbed with ε = {}")
 
@@ -9,33 +9,28 @@ the frame on view is also drawn anew, so that it shows the reader's own model.
 from __future__ import annotations
 
 import re
-import sys
 import traceback
 from base64 import b64encode
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from html.entities import html5
-from io import BytesIO
 from itertools import product, repeat
 from typing import Any
-
-import numpy as np
 
 from .errors import at_least, bad
 
 try:
     import ipywidgets
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+
+    from .pictures import DRAWABLE, png, render
 except ImportError as error:
     raise ImportError(f"advtrain.widgets needs {error.name}: pip install ipywidgets matplotlib") from error
 
-__all__ = ["Interactive", "compare", "grid", "slider"]
+__all__ = ["slider", "grid", "compare", "Interactive"]
 
 LIMIT = 600_000  # bytes of all frames of one figure, as stored in the page
-SIDE = 280  # pixels that the longer side of an image array is enlarged to, about: it fits on a phone
-ROUNDING = 8  # levels of 256 by which a palette may move a channel of a pixel: less than the eye sees
-DRAWABLE = "a matplotlib Figure, an image array in [0, 1], PNG bytes or an HTML string"
 
 Axis = namedtuple("Axis", "label values texts start")  # what one slider runs over, and the index to begin with
 
@@ -73,7 +68,9 @@ def grid(
 
     Args:
         draw: `draw(a, b)` returns what that of `slider` does.
-        first, second, labels, start, formats: what the two sliders run over, and pairs, one for each slider.
+        first: what the first slider runs over.
+        second: what the second one runs over.
+        labels, start, formats: pairs, one for each slider.
         alt: a text with `{0}` and `{1}`, or a function of both values.
         still, live, limit: as for `slider`; so are the errors.
     """
@@ -90,14 +87,15 @@ def compare(
 
     Args:
         before, after: what `draw` of `slider` may return.
-        labels, alt: pairs of texts: on the buttons, and for those who cannot see the frames.
+        labels: what the two buttons say.
+        alt: what the two frames show, for those who cannot see them.
         still, limit: as for `slider`; so are the errors.
     """
     axis = _axis("labels", map(str, _pair("labels", labels)), "", 0, "")
-    pictures = [_picture(before, "before"), _picture(after, "after")]
+    pictures = [render(before, "before"), render(after, "after")]
     frames, _ = _frames(pictures, [_alt(lambda text: text, (), [text]) for text in _pair("alt", alt)], limit)
     buttons = ipywidgets.ToggleButtons(options=axis.texts, index=0, style={"button_width": "auto"})
-    words, still = " or ".join(map(_plain, axis.texts)), pictures[0] if still is None else _picture(still, "still")
+    words, still = " or ".join(map(_plain, axis.texts)), pictures[0] if still is None else render(still, "still")
     return Interactive([buttons], _stage(frames, [axis], [buttons]), frames, words, still)
 
 
@@ -105,8 +103,11 @@ class Interactive(ipywidgets.VBox):
     """What `slider`, `grid` and `compare` return: controls above frames, shown by naming it last in a cell.
 
     Args:
-        controls, stage, frames: the widgets to move, the one that shows a frame, those of all frames (`size` bytes).
-        words, still: what stands for the figure in `repr`, and where there are no widgets.
+        controls: the widgets to move.
+        stage: the widget that shows one frame at a time.
+        frames: the widgets of all frames; `size` is their bytes.
+        words: what the figure runs over, for `repr`.
+        still: what stands for it where there are no widgets.
     """
 
     def __init__(self, controls: list[Any], stage: Any, frames: list[Any], words: str, still: Any) -> None:
@@ -121,7 +122,7 @@ class Interactive(ipywidgets.VBox):
         bundle = super()._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)}  # the original cuts a long one
         if isinstance(self.still, str):
             return bundle | {"text/html": self.still}
-        return bundle | {"image/png": b64encode(_png(self.still)).decode()}
+        return bundle | {"image/png": b64encode(png(self.still)).decode()}
 
 
 def _figure(draw, axes, alt, still, live, limit, play=False) -> Interactive:
@@ -131,7 +132,7 @@ def _figure(draw, axes, alt, still, live, limit, play=False) -> Interactive:
     texts = list(product(*(axis.texts for axis in axes)))
     values = list(product(*(axis.values for axis in axes)))
     alts = list(map(_alt, repeat(alt), texts, values))
-    pictures = [_picture(draw(*value), f"draw({', '.join(text)})") for text, value in zip(texts, values, strict=True)]
+    pictures = [render(draw(*value), f"draw({', '.join(text)})") for text, value in zip(texts, values, strict=True)]
     frames, size = _frames(pictures, alts, limit)
     sliders = [_slider(axis) for axis in axes]
     player = [_player(sliders[0])] if play else []
@@ -140,7 +141,7 @@ def _figure(draw, axes, alt, still, live, limit, play=False) -> Interactive:
     def redraw(_):
         i = texts.index(tuple(control.label for control in sliders))
         try:
-            frames[i].value = _html(_picture(draw(*values[i]), "draw"), _alt(alt, texts[i], values[i]), size)
+            frames[i].value = _html(render(draw(*values[i]), "draw"), _alt(alt, texts[i], values[i]), size)
         except Exception:  # the reader's own code may raise: that has to be seen, and the next move may go well
             frames[i].value = f'<pre role="alert" style="white-space:pre-wrap">{escape(traceback.format_exc())}</pre>'
 
@@ -148,7 +149,7 @@ def _figure(draw, axes, alt, still, live, limit, play=False) -> Interactive:
         control.observe(redraw, "index")
     ranges = ", ".join(f"{_plain(axis.label)} from {axis.texts[0]} to {axis.texts[-1]}" for axis in axes)
     words, stage = f"{ranges} in {len(frames)} frames", _stage(frames, axes, sliders)
-    return Interactive(player + sliders, stage, frames, words, first if still is None else _picture(still, "still"))
+    return Interactive(player + sliders, stage, frames, words, first if still is None else render(still, "still"))
 
 
 def _slider(axis):
@@ -211,42 +212,6 @@ def _plain(label) -> str:
     return re.sub(r"\\(?:[()]|(?:var)?([A-Za-z]+))", lambda m: html5.get(f"{m[1]};", m[1] or ""), label).strip()
 
 
-def _picture(drawn, source) -> Image.Image | str:
-    """What `draw` returned, as an opaque image or as HTML; `source` names it in errors."""
-    if isinstance(drawn, str) and drawn.strip():
-        return drawn
-    if hasattr(drawn, "shape"):
-        return _from_array(drawn, source)
-    if hasattr(drawn, "savefig"):
-        drawn.savefig(file := BytesIO(), format="png", metadata={"Software": None})
-        if pyplot := sys.modules.get("matplotlib.pyplot"):
-            pyplot.close(drawn)  # or the notebook would show it once more
-        drawn = file.getvalue()
-    if not isinstance(drawn, bytes):
-        bad(source, drawn, DRAWABLE, f"let draw end with `return {'axes.' * hasattr(drawn, 'figure')}figure`")
-    try:
-        image = Image.open(BytesIO(drawn), formats=["PNG"]).convert("RGBA")
-    except OSError:
-        bad(source, drawn[:8], "the beginning of a PNG file")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")  # for dark pages too
-
-
-def _from_array(array, source) -> Image.Image:
-    """An image with crisp pixels, each as many times larger as fits on a phone."""
-    array = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
-    shape = array.shape
-    if array.ndim == 3 and shape[0] in (1, 3):
-        array = array[0] if shape[0] == 1 else array.transpose(1, 2, 0)
-    if array.size == 0 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3):
-        bad(f"{source}.shape", shape, "(H, W), (1, H, W), (3, H, W) or (H, W, 3)")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # NaN too
-        hint = "divide by 255" if low >= 0 and 2 < high <= 255 else "clamp it, look for NaN; show δ as 0.5 + δ / (2ε)"
-        bad(f"(min, max) of {source}", (low, high), "in [0, 1]", hint)
-    image = Image.fromarray(np.uint8(np.round(array.astype(float) * 255))).convert("RGB")
-    return ImageOps.scale(image, max(1, SIDE // max(image.size)), Image.Resampling.NEAREST)
-
-
 def _frames(pictures, alts, limit):
     """Widgets for the frames, and their size on the page. They share what they can, which keeps the page small."""
     size = tuple(map(max, (0, 0), (0, 0), *(picture.size for picture in pictures if not isinstance(picture, str))))
@@ -265,16 +230,6 @@ def _html(picture, alt, size) -> str:
         return f'<div role="figure" aria-label="{escape(alt)}" style="{style}">{picture}</div>'
     right, below = (max(0, whole - part) for whole, part in zip(size, picture.size, strict=True))
     picture = ImageOps.expand(picture, (0, 0, right, below), "white")
-    source = f"data:image/png;base64,{b64encode(_png(picture)).decode()}"
+    source = f"data:image/png;base64,{b64encode(png(picture)).decode()}"
     size = f'width="{picture.width}" height="{picture.height}" style="max-width:100%;height:auto"'
     return f'<img alt="{escape(alt)}" src="{source}" {size}>'
-
-
-def _png(image) -> bytes:
-    """The same bytes each time, with no date and no name of a program; a palette where it is smaller and harmless."""
-    palette, files = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE), []
-    harmless = abs(np.int16(image) - np.int16(palette.convert("RGB"))).max() <= ROUNDING
-    for candidate in [image, palette] if harmless else [image]:
-        candidate.save(file := BytesIO(), format="PNG", optimize=True)
-        files.append(file)
-    return min((file.getvalue() for file in files), key=len)

@@ -23,7 +23,7 @@ def test_import_needs_neither_jupyter_nor_matplotlib():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_are_true(name):
-    if name == "advtrain.widgets":
+    if name in ("advtrain.pictures", "advtrain.widgets"):
         pytest.importorskip("ipywidgets")
     module = importlib.import_module(name)
     assert doctest.testmod(module).failed == 0
@@ -45,7 +45,7 @@ def test_files_stay_short_enough_to_read():
 
 
 FLOORS = [
-    ["errors", "files", "rng", "interrupt", "progress", "schedules", "widgets"],
+    ["errors", "files", "rng", "interrupt", "progress", "schedules", "pictures", "widgets"],
     ["threat", "modes"],
     ["checks", "models", "dataset", "data_sources", "data_user", "data", "loader"],
     ["attacks"],

@@ -20,7 +20,7 @@ matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from advtrain import widgets  # noqa: E402
+from advtrain import pictures, widgets  # noqa: E402
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 DIGIT = np.linspace(0, 1, 64).reshape(8, 8)
@@ -154,7 +154,7 @@ class TestFrames:
         pyplot.close("all")
         pyplot.switch_backend(backend)
         original = np.asarray(Image.open(file).convert("RGB")).astype(int)
-        assert abs(image_in(figure.frames[2]) - original).max() <= widgets.ROUNDING
+        assert abs(image_in(figure.frames[2]) - original).max() <= pictures.ROUNDING
 
     def test_are_on_white(self):
         transparent = png(np.zeros((10, 20, 4), dtype=np.uint8))
