@@ -14,7 +14,7 @@ def data_group() -> None:
 
 
 @data_group.command("fetch")
-@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@click.argument("names", nargs=-1, required=True, metavar="NAMES")
 @click.option("--root", help="Folder to keep them in; by default ADVTRAIN_DATA, or the user's cache.")
 def fetch_command(names: tuple[str, ...], root: str | None) -> None:
     """Download data sets from their authors, check them, and keep them as .npz files."""

@@ -60,6 +60,15 @@ def load_what_is_used(app, pagename, templatename, context, doctree):
         scripts[:] = [script for script in scripts if "vendor/mathjax" not in str(getattr(script, "filename", script))]
 
 
+def drop_preloads(app, exception):
+    """Some versions of the theme fetch fonts ahead, which browsers refuse to pages that are opened from a folder."""
+    if exception is None and app.builder.format == "html":
+        for path in Path(app.outdir).rglob("*.html"):
+            text = path.read_text(encoding="utf-8")
+            if (shorter := re.sub(r'<link rel="preload" as="font"[^>]*>\s*', "", text)) != text:
+                path.write_text(shorter, encoding="utf-8")
+
+
 class StillBesideWidget(SphinxPostTransform):
     """Keep the static form of an interactive figure on the page, before one form is chosen of each output."""
 
@@ -80,6 +89,7 @@ class StillBesideWidget(SphinxPostTransform):
 def setup(app):
     app.add_post_transform(StillBesideWidget)
     app.connect("config-inited", configure, priority=100)
+    app.connect("build-finished", drop_preloads)
     app.connect("html-page-context", mend)
     app.connect("html-page-context", load_what_is_used, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

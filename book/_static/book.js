@@ -1,7 +1,9 @@
 /* What the pages of this book do beyond their theme. Runs before the theme's deferred scripts; fetches nothing. */
 
-// The theme's icon script would turn the icons of widget buttons into empty pictures.
-window.FontAwesomeConfig = { observeMutations: false };
+// The theme's icon script would replace the icons of widget buttons, which the widgets then miss. Depending on the
+// theme's version, it has been loaded by now or not.
+if (window.FontAwesome) FontAwesome.config.observeMutations = false;
+else window.FontAwesomeConfig = { observeMutations: false };
 
 // Search results come with excerpts, which need the other pages; from a local file the browser does not hand them out.
 if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
@@ -34,7 +36,8 @@ function nameFold(summary) {
 
 // What scrolls sideways on a narrow screen must be reachable by keyboard.
 function reachScrollers() {
-  document.querySelectorAll("mjx-container[display], div.cell_output, div.output, pre, table").forEach((element) => {
+  const boxes = "mjx-container[display], div.cell_output, div.output, pre, table, .pst-scrollable-table-container";
+  document.querySelectorAll(boxes).forEach((element) => {
     const scrolls = element.scrollWidth > element.clientWidth && getComputedStyle(element).overflowX !== "visible";
     if (scrolls && !element.hasAttribute("tabindex")) element.tabIndex = 0;
   });
