@@ -15,21 +15,13 @@ import run_notebook  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 
+START = "```{exercise-start} One\n:label: ex-one\n```"
+SOLUTION = "```{solution-start} ex-one\n:class: dropdown\n```"
 TEXT = """# Title
 
-```{exercise-start} One
-:label: ex-one
-```
-
-```{exercise-end}
-```
-
-```{solution-start} ex-one
-:class: dropdown
-```
-
-```{solution-end}
-```
+~~~
+# no heading
+~~~
 
 ## Quiz
 """ + "".join(
@@ -61,7 +53,7 @@ class Figure(widgets.VBox):
         return {**super()._repr_mimebundle_(**kwargs), "text/html": "<b>still</b>", "text/plain": "a figure"}
 
 
-choice = widgets.SelectionSlider(options=["a", "b"])
+choice = widgets.SelectionSlider(options=["a", "b"], description="IPY_MODEL_text")
 stack = widgets.Stack([widgets.HTML("A"), widgets.HTML("B")])
 link = widgets.jslink((choice, "index"), (stack, "selected_index"))
 Figure([choice, stack])"""
@@ -72,6 +64,8 @@ def stored(tmp_path_factory):
     """A small notebook as the runner stores it, and as it stores it after one more run."""
     cells = [nbformat.v4.new_markdown_cell(TEXT)]
     cells += [nbformat.v4.new_code_cell(code) for code in (INSTALL, FIGURE, "assert 1 + 1 == 2\nprint('two')")]
+    cells += [nbformat.v4.new_markdown_cell(text) for text in (START, "```{exercise-end}\n```", SOLUTION)]
+    cells += [nbformat.v4.new_code_cell("2 + 2"), nbformat.v4.new_markdown_cell("```{solution-end}\n```")]
     cells[1].metadata["tags"] = ["nbval-skip"]
     path = tmp_path_factory.mktemp("notebook") / "example.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
@@ -134,12 +128,20 @@ def state(notebook):
     return notebook.metadata["widgets"][run_notebook.STATE]["state"]
 
 
-def text(old, new):
+def text(old, new, cell=0):
     def change(notebook):
-        assert old in notebook.cells[0].source
-        notebook.cells[0].source = notebook.cells[0].source.replace(old, new)
+        assert old in notebook.cells[cell].source
+        notebook.cells[cell].source = notebook.cells[cell].source.replace(old, new)
 
     return change
+
+
+def code(source):
+    return lambda notebook: notebook.cells[3].update(source=source)
+
+
+def shows(kind, content):
+    return lambda notebook: notebook.cells[2].outputs[0].data.update({kind: content})
 
 
 def both(*changes):
@@ -150,11 +152,19 @@ SPOILED = {
     "a cell that was edited later": (lambda nb: nb.cells[3].update(source="assert 2 == 2"), "edited after"),
     "a cell that was not run": (lambda nb: nb.cells[3].update(execution_count=None), "top to bottom"),
     "cells run in another order": (lambda nb: nb.cells[3].update(execution_count=7), "top to bottom"),
+    "an output that was edited later": (lambda nb: nb.cells[7].outputs.clear(), "edited after"),
+    "a widget that was edited later": (lambda nb: state(nb).pop(max(state(nb))), "edited after"),
     "a path": (printed("saved in /usr/share/model.pt"), "a path"),
+    "a hidden path": (printed("saved in /tmp/.cache"), "a path"),
+    "a path in an attribute": (shows("text/html", '<a href="/opt/joe/x">x</a>'), "a path"),
+    "a path in SVG": (shows("image/svg+xml", "<svg><!-- /opt/joe/x --></svg>"), "a path"),
+    "a path from the user's folder": (printed("~/.cache/torch"), "a path"),
     "a Windows path": (printed("saved in C:\\models"), "a path"),
     "a path in an ignored output": (both(printed("/tmp/x"), tagged("nbval-ignore-output")), "a path"),
     "a time": (printed("took 12.5 s"), "a time"),
     "a clock": (printed("at 12:30"), "a time"),
+    "a time in words": (printed("12 milliseconds"), "a time"),
+    "a date": (printed("on 2026-07-01"), "a date"),
     "a device": (printed("trained on cuda:0"), "a device"),
     "an address in memory": (printed("<Thing at 0x7f3a2c1b>"), "in memory"),
     "a traceback": (
@@ -163,10 +173,13 @@ SPOILED = {
         ),
         "ValueError",
     ),
+    "an address in capitals": (printed("0xABCDEF01"), "in memory"),
     "stderr": (lambda nb: output(nb).update(name="stderr"), "stderr"),
     "an unknown tag": (tagged("nbval-ignore-outputs"), "unknown tags"),
-    "a semicolon": (lambda nb: nb.cells[3].update(source="assert 1 + 1 == 2\nprint('two');"), "semicolon"),
-    "no claims": (lambda nb: nb.cells[3].update(source="print('two')"), "asserts"),
+    "a semicolon": (code("assert 1 + 1 == 2\nprint('two');"), "semicolon"),
+    "a semicolon before a comment": (code("assert 1 + 1 == 2\nprint('two'); # quiet"), "semicolon"),
+    "no claims": (code("print('two')"), "asserts"),
+    "what is no Python": (code("assert 1 +"), "cannot be read"),
     "no cell for Colab": (lambda nb: nb.cells[1].update(source="import sys"), "Colab"),
     "metadata of Colab": (lambda nb: nb.metadata.update(accelerator="GPU"), "Colab"),
     "widgets without state": (lambda nb: nb.metadata["widgets"][run_notebook.STATE].pop("state"), "state"),
@@ -175,11 +188,18 @@ SPOILED = {
     "heavy widgets": (lambda nb: state(nb)[f"{3:032x}"]["state"].update(value="x" * 1_000_001), "may carry"),
     "a widget without a static form": (lambda nb: nb.cells[2].outputs[0].data.pop("text/html"), "static form"),
     "a picture without a description": (lambda nb: nb.cells[2].outputs[0].data.update({"image/png": "iVBO"}), "descr"),
+    "a photograph without a description": (shows("image/jpeg", "/9j/"), "descr"),
+    "HTML with a picture without a description": (shows("text/html", "<img src='x.png'>"), "descr"),
+    "text with a picture without a description": (text("## Quiz", "![](x.png)\n\n## Quiz"), "descr"),
     "two titles": (text("## Quiz", "# Quiz"), "level 1"),
+    "two titles, one underlined": (text("## Quiz", "Quiz\n===="), "level 1"),
     "a level skipped": (text("## Quiz", "### Quiz"), "skips"),
-    "no solution": (text("{solution-start} ex-one", "{solution-start} ex-two"), "solution"),
-    "a solution that is not folded": (text(":class: dropdown", ""), "solution"),
+    "no solution": (text("ex-one", "ex-two", cell=6), "solution"),
+    "no label": (text(":label: ex-one", "", cell=4), "solution"),
+    "a solution that is not folded": (text(":class: dropdown", "", cell=6), "folded"),
+    "solutions without code": (lambda nb: nb.cells.pop(7), "holds code"),
     "no quiz": (text('<details class="quiz"', "<details"), "quiz"),
+    "answers without a question": (text("**1. Is it so?**\n\n", ""), "quiz"),
     "a quiz without its right answer": (text('data-answer="2"', 'data-answer="3"'), "answer 3"),
 }  # fmt: skip
 
@@ -192,7 +212,23 @@ def test_the_lint_finds(case, notebook):
     assert message in "\n".join(lint_notebooks.problems(spoiled))
 
 
-@pytest.mark.parametrize("text", ["97.5% of 360 images", "PGD-50-10", "8/255", "3 steps", "a/b", "0x10", "5 misses"])
+@pytest.mark.parametrize(
+    "text", ["97.5% of 360 images", "PGD-50-10", "8/255", "3 steps", "a/b", "0x10", "5 misses", "80:20"]
+)
 def test_the_lint_lets_ordinary_figures_pass(text, notebook):
     printed(text)(notebook)
+    restore(notebook)
+    assert lint_notebooks.problems(notebook) == []
+
+
+def restore(notebook):
+    notebook.metadata["advtrain"]["executed"] = run_notebook.digest(notebook)
+
+
+@pytest.mark.parametrize(
+    "source", ["%%bash\nfor i in 1; do echo $i; done", "files = !ls", "print?", "x = 1  # note;", ""]
+)
+def test_the_lint_reads_what_a_notebook_may_hold(source, notebook):
+    notebook.cells[7].source = source
+    restore(notebook)
     assert lint_notebooks.problems(notebook) == []

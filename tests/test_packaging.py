@@ -1,10 +1,12 @@
 """The files around the package agree with each other, and the package can be shipped."""
 
 import importlib.metadata
+import io
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -27,6 +29,9 @@ PLATFORMS = {
     "windows": {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt", "platform_machine": "AMD64"},
 }
 TORCH_PAIRS = {("2.15.0", "0.29.2"), ("2.12.0", "0.27.0")}  # seen to work together
+
+
+EMPTY_TAR = bytes(10240)
 
 
 def normal(name):
@@ -197,15 +202,37 @@ def test_vendored_scripts_are_those_that_were_fetched():
     assert len(named) == 2 and all((vendor.VENDOR / name).is_file() for name in named)
 
 
-def test_a_vendored_package_with_another_digest_is_refused(monkeypatch, tmp_path):
+def test_a_vendored_package_with_another_digest_is_refused(monkeypatch):
     """Nothing is unpacked of a package that is not the one that was pinned."""
 
     def pack(command, **options):
         Path(command[command.index("--pack-destination") + 1], "mathjax.tgz").write_bytes(b"something else")
 
+    before = vendor.sums()
+    monkeypatch.setattr(vendor.shutil, "which", lambda name: name)
     monkeypatch.setattr(vendor.subprocess, "run", pack)
+    monkeypatch.setattr(sys, "argv", ["vendor.py"])
     with pytest.raises(SystemExit, match="instead of sha512-"):
-        vendor.fetch(*vendor.PACKAGES["mathjax"][:2])
+        vendor.main()
+    assert vendor.sums() == before
+
+
+def test_vendoring_without_npm_says_so_and_keeps_what_is_there(monkeypatch):
+    before = vendor.sums()
+    monkeypatch.setattr(vendor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["vendor.py"])
+    with pytest.raises(SystemExit, match="npm is needed"):
+        vendor.main()
+    assert vendor.sums() == before
+
+
+def test_a_vendored_package_that_lacks_a_file_replaces_nothing(monkeypatch):
+    before = vendor.sums()
+    monkeypatch.setattr(vendor, "fetch", lambda *package: tarfile.open(fileobj=io.BytesIO(EMPTY_TAR)))
+    monkeypatch.setattr(sys, "argv", ["vendor.py"])
+    with pytest.raises(SystemExit, match="has no file like"):
+        vendor.main()
+    assert vendor.sums() == before
 
 
 @pytest.fixture(scope="module")

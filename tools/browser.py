@@ -16,13 +16,14 @@ NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 PLACES = [
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "C:/Program Files/Google/Chrome/Application/chrome.exe",
+    "C:/Program Files (x86)/Microsoft/Edge/Application/msedge.exe",
 ]
 
 
 def find():
     """The path of a browser, or None."""
-    named = os.environ.get("ADVTRAIN_BROWSER")
-    if named:
+    if named := os.environ.get("ADVTRAIN_BROWSER"):
         return shutil.which(named)
     from playwright.sync_api import sync_playwright
 
@@ -52,6 +53,8 @@ def main():
     parser.add_argument("--find", action="store_true", help="install nothing")
     only_find = parser.parse_args().find
     path = find()
+    if not path and os.environ.get("ADVTRAIN_BROWSER"):
+        sys.exit(f"ADVTRAIN_BROWSER={os.environ['ADVTRAIN_BROWSER']!r} is no program. Correct it, or unset it.")
     if not path and not only_find:
         install()
         path = find()

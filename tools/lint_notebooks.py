@@ -1,48 +1,85 @@
 """Say what is wrong with a stored notebook: python tools/lint_notebooks.py [FILE ...]
 
 nbval compares a notebook's outputs with those of a new run. This looks at what nbval cannot see: code that was never
-run or was edited after its run, outputs that would differ elsewhere, damaged widgets, pictures without a description.
+run, code or outputs that were edited after the run, outputs that would differ elsewhere, damaged widgets, pictures
+without a description, exercises without a solution.
 """
 
 import ast
+import io
 import json
 import re
 import sys
+import tokenize
 from pathlib import Path
 
 import nbformat
-from run_notebook import BOOK, MODEL, STATE, VIEW, digest
+from IPython.core.inputtransformer2 import TransformerManager
+from markdown_it import MarkdownIt
+from run_notebook import BOOK, MODEL, STATE, VIEW, digest, shown
 
 TAGS = {"hide-input", "hide-output", "remove-input", "nbval-check-output", "nbval-ignore-output", "nbval-skip",
         "raises-exception"}  # fmt: skip
 WIDGETS = 1_000_000  # bytes of widget state that a page may carry
+ROOTS = "home|root|tmp|usr|opt|mnt|Users|Volumes|content|kaggle|work|workspace|private|var|data"
 LEAKS = {
-    "a path": r"(?<![\w.])/(?:home|root|tmp|usr|opt|mnt|Users|content|work|var)/\w|\b[A-Z]:\\|~/\w|site-packages",
-    "an address in memory": r"\b0x[0-9a-f]{6,}\b",
+    "a path": rf"(?<![\w.])/(?:{ROOTS})/[\w.]|\b[A-Za-z]:[\\/]\w|~/[\w.]|site-packages",
+    "an address in memory": r"\b0x[0-9a-fA-F]{6,}\b",
 }
+UNITS = "ns|[µμu]s|ms|s|milliseconds?|secs?|seconds?|mins?|minutes?|h|hours?|days?"
 VARIES = {
-    "a time": r"\b\d+(?:\.\d+)?\s?(?:[nµum]?s|secs?|seconds?|mins?|minutes?|h|hours?)\b|\b\d\d:\d\d\b|\bit/s\b",
-    "a device": r"\bcuda(?::\d+)?\b|\bmps\b",
+    "a time": rf"\b\d+(?:\.\d+)?\s?(?:{UNITS})\b|\b[0-2]?\d:[0-5]\d:[0-5]\d\b|\bat [0-2]?\d:[0-5]\d\b|\bit/s\b",
+    "a date": r"\b20\d\d-[01]\d-[0-3]\d\b",
+    "a device": r"\bcuda(?::\d+)?\b|\bmps\b|\bTesla\b|\bGeForce\b",
 }
+QUIZ = re.compile(
+    r"^\*\*\d+\. (?:(?!\*\*)[\s\S])*\*\*\n\n"  # the question
+    r"((?:- .*\n(?:  .*\n)*)+)\n"  # its answers
+    r'<details class="quiz" data-answer="(\d+)">\n<summary>',
+    re.M,
+)
+PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
 
 
-def text_of(output):
-    """Everything of an output that a reader sees as text."""
-    data = {kind: str(text) for kind, text in output.get("data", {}).items() if kind.startswith("text/")}
-    if "text/html" in data:
-        data["text/html"] = re.sub(r"<[^>]*>", " ", data["text/html"])
-    return "\n".join([output.get("text", ""), *data.values()])
+def texts_of(output):
+    """The text of an output with its markup, and as a reader sees it."""
+    data = {
+        kind: text for kind, text in output.get("data", {}).items() if kind not in {"image/png", "image/jpeg", VIEW}
+    }
+    parts = [output.get("text", ""), output.get("evalue", ""), *output.get("traceback", [])]
+    parts += [text if isinstance(text, str) else json.dumps(text) for text in data.values()]
+    whole = "\n".join(parts)
+    return whole, re.sub(r"<[^>]*>", " ", whole)
 
 
 def tags(cell):
     return set(cell.metadata.get("tags", []))
 
 
-def in_cell(cell):
+def python_of(cell):
+    """The code of a cell as plain Python, its %magics and !commands turned into calls."""
+    return TransformerManager().transform_cell(cell.source)
+
+
+def ends_with_semicolon(cell):
+    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = tokenize.generate_tokens(io.StringIO(python_of(cell)).readline)
+    return [token.string for token in tokens if token.type not in ignored][-1:] == [";"]
+
+
+def claims(cell):
+    return any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(python_of(cell))))
+
+
+def described(cell):
+    return len(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")) >= 20
+
+
+def in_code(cell):
     """What is wrong with a code cell and its outputs."""
     if unknown := tags(cell) - TAGS:
         yield f"unknown tags {sorted(unknown)}"
-    if re.search(r";\s*$", cell.source):
+    if ends_with_semicolon(cell):
         yield "ends with a semicolon, which hides its output from the comparison: use plt.show()"
     compared = not tags(cell) & {"nbval-ignore-output", "nbval-skip"}
     for output in cell.outputs:
@@ -50,36 +87,24 @@ def in_cell(cell):
             yield f"ends with {output.ename}"
         if output.output_type == "stream" and output.name == "stderr":
             yield f"writes to stderr: {output.text[:60]!r}"
-        for what, pattern in {**LEAKS, **(VARIES if compared else {})}.items():
-            if found := re.search(pattern, text_of(output)):
+        whole, seen = texts_of(output)
+        leaks = {what: re.search(pattern, whole) for what, pattern in LEAKS.items()}
+        varies = {what: re.search(pattern, seen) for what, pattern in VARIES.items() if compared}
+        for what, found in {**leaks, **varies}.items():
+            if found:
                 yield f"its output holds {what}: {found[0]!r}"
         data = output.get("data", {})
-        if VIEW in data:
-            if not {"image/png", "text/html"} & set(data):
-                yield "its widget has no static form: use advtrain.widgets"
-        if "image/png" in data and not described(cell):
+        if VIEW in data and not {"image/png", "text/html"} & set(data):
+            yield "its widget has no static form: use advtrain.widgets"
+        if PICTURES & set(data) and not described(cell):
             yield "its picture has no description: set mystnb.image.alt in the metadata"
-
-
-def claims(cell):
-    """Whether a cell asserts something."""
-    python = re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", cell.source)
-    return any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(python)))
-
-
-def described(cell):
-    return len(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")) >= 20
+        if any("alt=" not in image for image in re.findall(r"<img[^>]*>", str(data.get("text/html", "")))):
+            yield "its HTML holds a picture without a description"
 
 
 def in_widgets(notebook):
     """What is wrong with the stored widgets."""
-    stored = notebook.metadata.get("widgets", {})
-    views = [
-        output.data[VIEW]["model_id"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if VIEW in output.get("data", {})
-    ]
+    stored, views = notebook.metadata.get("widgets", {}), shown(notebook)
     if (stored or views) and not stored.get(STATE, {}).get("state"):
         yield "widgets without their state (saved by Colab?): run it with tools/run_notebook.py"
         return
@@ -92,42 +117,70 @@ def in_widgets(notebook):
 
 
 def in_text(notebook):
-    """What is wrong with headings, exercises and quiz."""
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    levels = [len(marks) for marks in re.findall(r"^(#+) ", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)]
+    """What is wrong with headings, pictures and quiz."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    levels = [int(token.tag[1]) for token in MarkdownIt().parse(text) if token.type == "heading_open"]
     if levels.count(1) != 1 or levels[0] != 1:
         yield "needs one heading of level 1, at the top"
     if any(below > above + 1 for above, below in zip(levels, levels[1:], strict=False)):
         yield f"skips a level of headings: {levels}"
-    exercises = re.findall(r"^:label: (ex-\S+)$", text, re.M)
-    solutions = re.findall(r"^```\{solution-start\} (\S+)\n:class: dropdown$", text, re.M)
-    if not exercises or sorted(exercises) != sorted(solutions):
-        yield f"every exercise needs a folded solution: exercises {exercises}, solutions {solutions}"
-    quiz = re.findall(r'((?:^- .*\n(?:  .*\n)*)+)\n<details class="quiz" data-answer="(\d+)">\n<summary>', text, re.M)
-    if len(quiz) < 3 or len(quiz) != text.count("<details"):
-        yield f"needs a quiz of three questions or more in the usual form; {len(quiz)} have it"
+    if "![](" in text:
+        yield "its text holds a picture without a description"
+    quiz = QUIZ.findall(text)
+    if len(quiz) < 3 or len(quiz) != text.count('<details class="quiz"'):
+        yield f"needs a quiz of three questions or more in the form that CONTRIBUTING.md shows; {len(quiz)} have it"
     for answers, right in quiz:
         if not 1 <= int(right) <= len(re.findall(r"^- ", answers, re.M)):
             yield f"the quiz calls answer {right} right, which there is not"
 
 
+def in_exercises(notebook):
+    """What is wrong with the exercises: each has a label, and a folded solution with code that ran or with text."""
+    labels, solved, inside = [], {}, None
+    for cell in notebook.cells:
+        first = cell.source.splitlines()[:1]
+        if cell.cell_type == "markdown" and first and first[0].startswith("```{exercise-start}"):
+            found = re.search(r"^:label: (ex-\S+)$", cell.source, re.M)
+            labels.append(found[1] if found else f"{first[0]} (no label ex-...)")
+        elif cell.cell_type == "markdown" and first and first[0].startswith("```{solution-start}"):
+            inside = first[0].split()[-1]
+            solved[inside] = False
+            if "\n:class: dropdown" not in cell.source:
+                yield f"the solution of {inside} is not folded"
+        elif cell.cell_type == "markdown" and first and first[0].startswith("```{solution-end}"):
+            inside = None
+        elif inside and cell.cell_type == "code":
+            solved[inside] = True
+    if not labels:
+        yield "has no exercise"
+    if sorted(labels) != sorted(solved):
+        yield f"every exercise needs a solution: exercises {labels}, solutions {list(solved)}"
+    if labels and not any(solved.values()):
+        yield "no solution holds code"
+
+
 def problems(notebook):
     """Everything that is wrong with a stored notebook, each as one line."""
-    found = list(in_text(notebook)) + list(in_widgets(notebook))
+    found = [*in_text(notebook), *in_exercises(notebook), *in_widgets(notebook)]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if notebook.metadata.get("advtrain", {}).get("executed") != digest(notebook):
-        found.append("its code was edited after its last run: run it with tools/run_notebook.py")
+        found.append("its code or its outputs were edited after its last run: run it with tools/run_notebook.py")
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         found.append("was not run once from top to bottom: cells without a count are never compared")
     if extra := {"colab", "accelerator"} & set(notebook.metadata):
         found.append(f"metadata of Colab: {sorted(extra)}")
     if not code or "google.colab" not in code[0].source or "nbval-skip" not in tags(code[0]):
         found.append("its first code cell has to install the package in Colab, with the tag nbval-skip")
-    if not any(map(claims, code)):
-        found.append("claims nothing that a cell asserts")
+    asserted = False
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
-            found += [f"cell {number}: {problem}" for problem in in_cell(cell)]
+            try:
+                asserted |= claims(cell)
+                found += [f"cell {number}: {problem}" for problem in in_code(cell)]
+            except (SyntaxError, tokenize.TokenError) as error:
+                found.append(f"cell {number}: cannot be read as Python: {error}")
+    if not asserted:
+        found.append("claims nothing that a cell asserts")
     return found
 
 

@@ -2,7 +2,7 @@
 
 What differs from run to run without meaning anything is left out or made the same: time stamps, the Python version, the
 random ids of widgets, and widgets that no output shows. So a stored notebook changes only when its content does. With
-it is stored a digest of the code that was run, by which the tests notice code that was edited later. A cell that fails
+it is stored a digest of the code and its outputs, by which the tests notice what was edited later. A cell that fails
 leaves the file as it was.
 """
 
@@ -19,13 +19,15 @@ from nbclient import NotebookClient
 BOOK = Path(__file__).resolve().parent.parent / "book"
 STATE, VIEW = "application/vnd.jupyter.widget-state+json", "application/vnd.jupyter.widget-view+json"
 LINKS = ("LinkModel", "DirectionalLinkModel")
-MODEL = re.compile(r"IPY_MODEL_(\w+)")
+MODEL = re.compile(r'"IPY_MODEL_([0-9a-f]{32})"')  # a whole string of JSON
 
 
 def digest(notebook):
-    """Identifies the code of a notebook."""
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+    """Identifies the code of a notebook, its outputs and its widgets."""
+    notebook = nbformat.reads(nbformat.writes(notebook), as_version=4)  # as it is when read from a file
+    code = [[cell.source, cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
+    content = json.dumps([code, notebook.metadata.get("widgets")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def shown(notebook):
@@ -64,7 +66,7 @@ def tidy_widgets(notebook):
         if state[old]["model_name"] == "LayoutModel":  # some forty properties, and null is what an absent one means
             state[old]["state"] = {name: value for name, value in state[old]["state"].items() if value is not None}
     text = json.dumps({new[old]: state[old] for old in new})
-    widgets["state"] = json.loads(MODEL.sub(lambda match: "IPY_MODEL_" + new[match[1]], text))
+    widgets["state"] = json.loads(MODEL.sub(lambda match: f'"IPY_MODEL_{new.get(match[1], match[1])}"', text))
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if view := output.get("data", {}).get(VIEW):

@@ -62,7 +62,10 @@ def environment_yml():
 def files():
     """The project's text files: tracked, or new and not ignored."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.run(command, check=True, capture_output=True).stdout.decode().split("\0")
+    try:
+        names = subprocess.run(command, check=True, capture_output=True).stdout.decode().split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit("The project's files are those that git knows: run this in a clone of the repository.")
     return [ROOT / name for name in sorted(names) if Path(name).suffix in TEXT and (ROOT / name).is_file()]
 
 

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -62,8 +63,9 @@ PACKAGES = {
 
 def fetch(package, digest):
     """The npm package as an open archive, once its digest is what it has to be."""
+    npm = shutil.which("npm") or sys.exit("npm is needed to fetch packages. It comes with Node.js.")
     with tempfile.TemporaryDirectory() as folder:
-        command = ["npm", "pack", "--silent", "--pack-destination", folder, package]
+        command = [npm, "pack", "--silent", "--pack-destination", folder, package]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (path,) = Path(folder).glob("*.tgz")
         content = path.read_bytes()
@@ -78,6 +80,20 @@ def wanted(name, rules):
     for pattern, place in rules:
         if re.fullmatch(f"package/{pattern}", name):
             return re.sub(f"package/{pattern}", place, name)
+
+
+def fetch_all():
+    """{place: content} of every wanted file of every package."""
+    found = {}
+    for folder, (package, digest, rules) in PACKAGES.items():
+        with fetch(package, digest) as archive:
+            members = [member for member in archive.getmembers() if member.isfile()]
+            places = {member: place for member in members if (place := wanted(member.name, rules))}
+            for rule, _ in rules:
+                if not any(re.fullmatch(f"package/{rule}", member.name) for member in places):
+                    sys.exit(f"{package} has no file like {rule}: nothing was replaced")
+            found |= {VENDOR / folder / place: archive.extractfile(member).read() for member, place in places.items()}
+    return found
 
 
 def files():
@@ -98,15 +114,12 @@ def main():
         if sums() != (VENDOR / SUMS).read_text(encoding="utf-8"):
             sys.exit("book/_static/vendor is not what SHA256SUMS lists. Run: python tools/vendor.py")
         return
+    fetched = fetch_all()  # all of it, before anything is replaced
     for path in files():
         path.unlink()
-    for folder, (package, digest, rules) in PACKAGES.items():
-        with fetch(package, digest) as archive:
-            for member in archive.getmembers():
-                if member.isfile() and (place := wanted(member.name, rules)):
-                    target = VENDOR / folder / place
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(archive.extractfile(member).read())
+    for path, content in fetched.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     (VENDOR / SUMS).write_text(sums(), encoding="utf-8", newline="\n")
     print(f"{len(files())} files, {sum(path.stat().st_size for path in files()) / 1e6:.1f} MB")
 

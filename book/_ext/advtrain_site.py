@@ -12,14 +12,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from docutils import nodes
+from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 
+from run_notebook import VIEW  # noqa: E402
 from sync import documentation, project, repository  # noqa: E402
 
 SIGNATURE = re.compile(r"<dl>\s*<dd><em class=\"sig-param\">.*?</dl>", re.S)
-WIDGET = "application/vnd.jupyter.widget-view+json"
 STILL = ("image/png", "text/html")
 NOT_FOUND = """<h1>There is no such page</h1>
 <p>It may have moved. Try the <a href="{root}search.html">search</a>, or begin at the
@@ -53,9 +54,21 @@ def mend(app, pagename, templatename, context, doctree):
     context["body"] = body
 
 
+def formulas_in_widgets(app, pagename):
+    """Whether a label of an interactive figure of this page holds TeX."""
+    scripts = NbMetadataCollector.get_js_files(app.env, pagename) if pagename in app.env.found_docs else {}
+    return any(r"\\(" in options.get("body", "") for _, options in scripts.values())
+
+
+def load_for_widgets(app, pagename, templatename, context, doctree):
+    """Before Sphinx decides whether a page needs MathJax."""
+    if formulas_in_widgets(app, pagename):
+        app.env.get_domain("math").data["has_equations"][pagename] = True
+
+
 def load_what_is_used(app, pagename, templatename, context, doctree):
     """A page that only leads to others with formulas needs no MathJax; Sphinx thinks it does."""
-    if 'class="math' not in context.get("body", ""):
+    if 'class="math' not in context.get("body", "") and not formulas_in_widgets(app, pagename):
         scripts = context["script_files"]
         scripts[:] = [script for script in scripts if "vendor/mathjax" not in str(getattr(script, "filename", script))]
 
@@ -81,7 +94,7 @@ class StillBesideWidget(SphinxPostTransform):
                 continue
             forms = {form["mime_type"]: form for form in bundle.children}
             still = next((forms[kind] for kind in STILL if kind in forms), None)
-            if WIDGET in forms and still is not None:
+            if VIEW in forms and still is not None:
                 box = nodes.container("", *(child.deepcopy() for child in still.children), classes=["widget-still"])
                 bundle.parent.insert(bundle.parent.index(bundle) + 1, box)
 
@@ -90,6 +103,7 @@ def setup(app):
     app.add_post_transform(StillBesideWidget)
     app.connect("config-inited", configure, priority=100)
     app.connect("build-finished", drop_preloads)
+    app.connect("html-page-context", load_for_widgets, priority=400)
     app.connect("html-page-context", mend)
     app.connect("html-page-context", load_what_is_used, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,9 +1,10 @@
 /* What the pages of this book do beyond their theme. Runs before the theme's deferred scripts; fetches nothing. */
 
-// The theme's icon script would replace the icons of widget buttons, which the widgets then miss. Depending on the
-// theme's version, it has been loaded by now or not.
-if (window.FontAwesome) FontAwesome.config.observeMutations = false;
-else window.FontAwesomeConfig = { observeMutations: false };
+// The theme's icon script would replace the icons of widget buttons, which the widgets then miss: it may replace those
+// that the page begins with, and no others. Depending on the theme's version, it has been loaded by now or not.
+const icons = { autoReplaceSvg: false, observeMutations: false };
+if (window.FontAwesome) Object.assign(FontAwesome.config, icons);
+else window.FontAwesomeConfig = icons;
 
 // Search results come with excerpts, which need the other pages; from a local file the browser does not hand them out.
 if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
@@ -11,6 +12,7 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined
 }
 
 document.addEventListener("DOMContentLoaded", () => {
+  window.FontAwesome?.dom.i2svg();
   bridgeMathJax();
   document.querySelectorAll("li > details > summary").forEach(nameFold);
   window.addEventListener("resize", reachScrollers);
@@ -76,8 +78,9 @@ function namePlayer(player) {
 // Which of the buttons is chosen is told by colour alone.
 function nameChoice(choice) {
   set(choice, "role", "group");
-  set(choice, "aria-label", "What the figure shows");
-  choice.querySelectorAll("button").forEach((button) => {
+  const buttons = [...choice.querySelectorAll("button")];
+  set(choice, "aria-label", buttons.map((button) => button.textContent.trim()).join(" or "));
+  buttons.forEach((button) => {
     set(button, "aria-pressed", String(button.classList.contains("mod-active")));
   });
 }
@@ -100,43 +103,50 @@ function replaceStill(area) {
 // ---- Quiz -----------------------------------------------------------------------------------------------------------
 
 // In the source, a question is a paragraph, a list of answers and a folded explanation, which can be read anywhere. Here
-// the answers become buttons to choose from, and the choice is judged at once.
+// the answers become buttons to choose from. What has another shape stays as it is.
 let questions = 0;
 
 function makeQuestion(details) {
   const list = details.previousElementSibling;
   const question = list && list.previousElementSibling;
-  if (!question || list.tagName !== "UL") return;
+  if (!question || list.tagName !== "UL" || question.tagName !== "P") return;
   const name = `quiz-${++questions}`;
 
   const form = document.createElement("fieldset");
   form.className = "quiz-question";
   const legend = document.createElement("legend");
   legend.append(...question.childNodes);
-  const verdict = document.createElement("p");
-  verdict.className = "quiz-verdict";
-  verdict.setAttribute("role", "status");
   form.append(legend);
-
-  [...list.children].forEach((item, position) => {
+  const choices = [...list.children].map((item) => {
     const label = document.createElement("label");
-    const button = document.createElement("input");
+    const choice = document.createElement("input");
     const text = document.createElement("span");
     const paragraph = item.children.length === 1 && item.firstElementChild.tagName === "P";
     text.append(...(paragraph ? item.firstElementChild : item).childNodes);
-    button.type = "radio";
-    button.name = name;
-    button.addEventListener("change", () => {
-      const right = position + 1 === Number(details.dataset.answer);
-      form.dataset.verdict = right ? "right" : "wrong";
-      verdict.textContent = right ? "✓ Right." : "✗ Not quite. Try again, or unfold the answer.";
-      details.open = right;
-    });
-    label.append(button, text);
+    choice.type = "radio";
+    choice.name = name;
+    label.append(choice, text);
     form.append(label);
+    return choice;
   });
 
-  form.append(verdict);
+  // Judged on demand: who walks through the answers with the arrow keys has not chosen yet.
+  const check = document.createElement("button");
+  check.type = "button";
+  check.className = "btn btn-outline-primary btn-sm";
+  check.textContent = "Check";
+  const verdict = document.createElement("span");
+  verdict.className = "quiz-verdict";
+  verdict.setAttribute("role", "status");
+  check.addEventListener("click", () => {
+    const chosen = choices.findIndex((choice) => choice.checked);
+    const right = chosen + 1 === Number(details.dataset.answer);
+    if (right) details.open = true;
+    if (chosen < 0) verdict.textContent = "Choose an answer first.";
+    else verdict.textContent = right ? "✓ Right." : "✗ Not quite. Try again, or unfold the answer.";
+  });
+  choices.forEach((choice) => choice.addEventListener("change", () => (verdict.textContent = "")));
+  form.append(check, verdict);
   question.remove();
   list.replaceWith(form);
 }

@@ -27,18 +27,22 @@ import sync  # noqa: E402
 PREFIX = urlsplit(sync.documentation()).path  # the folder under which the published site lies
 
 
-@pytest.fixture(scope="session")
-def book_html(tmp_path_factory):
-    """The folder with the rendered pages. A warning while building is an error."""
-    if os.environ.get("ADVTRAIN_BOOK"):
-        return Path(os.environ["ADVTRAIN_BOOK"])
-    folder = tmp_path_factory.mktemp("book")
+def build_book(sources, folder):
+    """Render the book whose sources lie in one folder into another. A warning is an error."""
     program = shutil.which("jupyter-book", path=str(Path(sys.executable).parent))
     command = [program, *"build . --all -W -n --keep-going --path-output".split(), str(folder)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    result = subprocess.run(command, cwd=sources, capture_output=True, text=True, encoding="utf-8")
     if result.returncode:
         pytest.fail("the book cannot be built:\n" + result.stdout[-3000:] + result.stderr[-6000:], pytrace=False)
     return folder / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def book_html(tmp_path_factory):
+    """The folder with the rendered pages."""
+    if os.environ.get("ADVTRAIN_BOOK"):
+        return Path(os.environ["ADVTRAIN_BOOK"])
+    return build_book(ROOT, tmp_path_factory.mktemp("book"))
 
 
 @pytest.fixture(scope="session")

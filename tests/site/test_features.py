@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 from urllib.parse import quote, urljoin
 
 import nbformat
 import pytest
+import run_notebook
+from conftest import build_book
 from sync import ROOT, documentation, repository
 
 import advtrain as at
@@ -108,7 +111,7 @@ def test_scripts_are_loaded_only_where_they_are_used(pages, book_html):
     for page in pages:
         text = (book_html / page).read_text(encoding="utf-8")
         assert ("html-manager/embed.js" in text) == (VIEW in text), page
-        assert ("tex-chtml-full.js" in text) == ('class="math' in text), page
+        assert ("tex-chtml-full.js" in text) == ('class="math' in text or r"\\(" in text), page
 
 
 # ---- Interactive figures --------------------------------------------------------------------------------------------
@@ -144,9 +147,12 @@ def test_every_figure_answers_to_the_keyboard(path, visit, unzipped):
             assert handle.get_attribute("aria-label")
         if buttons:
             before = shown(area)
+            assert area.locator(".widget-toggle-buttons[role=group]").get_attribute("aria-label")
+            assert [button.get_attribute("aria-pressed") for button in buttons] == ["true", "false"]
             buttons[1].focus()
             page.keyboard.press("Enter")
             assert shown(area) != before
+            assert [button.get_attribute("aria-pressed") for button in buttons] == ["false", "true"]
             buttons[0].focus()
             page.keyboard.press("Space")
             assert shown(area) == before
@@ -228,12 +234,20 @@ def test_the_quiz_judges_each_answer(path, visit, served):
         right = int(explanation.get_attribute("data-answer")) - 1
         answers = question.locator("input[type=radio]").all()
         assert question.locator("legend").inner_text() and len(answers) >= 2
+        check, verdict = question.locator("button"), question.locator("[role=status]")
+        check.click()
+        assert "Choose" in verdict.inner_text()
         for position, answer in [*(item for item in enumerate(answers) if item[0] != right), (right, answers[right])]:
             answer.focus()
             page.keyboard.press("Space")
-            verdict = question.locator("[role=status]").inner_text()
-            assert ("Right" in verdict) == (position == right) and verdict
+            assert verdict.inner_text() == "" and explanation.get_attribute("open") is None
+            check.focus()
+            page.keyboard.press("Enter")
+            assert ("Right" in verdict.inner_text()) == (position == right) and verdict.inner_text()
             assert (explanation.get_attribute("open") is not None) == (position == right)
+        answers[right].focus()
+        page.keyboard.press("ArrowDown")
+        assert verdict.inner_text() == "" and explanation.get_attribute("open") is not None
 
 
 def test_the_quiz_can_be_read_without_javascript(visit, served):
@@ -242,3 +256,89 @@ def test_the_quiz_can_be_read_without_javascript(visit, served):
     details = page.locator("details.quiz").first
     details.locator("summary").click()
     assert details.locator("p").first.is_visible()
+
+
+# ---- A page that is not of this book --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def odd_page(tmp_path_factory, visit):
+    """A page without formulas, with figures in unusual places and quizzes in unusual shapes."""
+    book = tmp_path_factory.mktemp("odd")
+    for name in ["_config.yml", "pyproject.toml"]:
+        shutil.copy(ROOT / name, book)
+    for name in ["book/_ext", "book/_static", "tools"]:
+        shutil.copytree(ROOT / name, book / name)
+    shutil.copy(ROOT / "book" / "references.bib", book / "book")
+    (book / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n- file: book/odd\n")
+    (book / "book" / "index.md").write_text("# A book\n")
+    path = book / "book" / "odd.ipynb"
+    cells = [nbformat.v4.new_markdown_cell(ODD), nbformat.v4.new_code_cell(FIGURES)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    run_notebook.run(path)
+    build_book(book, book)
+    return visit((book / "_build" / "html" / "book" / "odd.html").as_uri())
+
+
+ODD = """# A page
+
+## Quiz
+
+- a list below a heading
+
+<details class="quiz" data-answer="1">
+<summary>Answer</summary>
+
+First.
+
+</details>
+
+- a list below an answer
+
+<details class="quiz" data-answer="1">
+<summary>Answer</summary>
+
+Second.
+
+</details>
+"""
+FIGURES = r"""import advtrain as at
+
+images = [[[value] * 8] * 8 for value in (0.0, 0.5, 1.0)]
+alt = "A grey square, {}"
+display(at.widgets.slider(lambda i: torch.tensor(images[i]), [0, 1, 2], label=r"\(\alpha\)", alt=alt, play=True))
+display(at.widgets.compare(torch.tensor(images[0]), torch.tensor(images[2]), alt=["black square", "white square"]))
+"""
+FIGURES = "import torch\n" + FIGURES
+
+
+def test_a_player_works_on_a_page_without_formulas(odd_page):
+    assert not [line for line in odd_page.console if line.startswith(("error", "uncaught"))]
+    page, (area, _) = odd_page.page, areas(odd_page.page)
+    before = shown(area)
+    area.locator(".noUi-handle").focus()
+    page.keyboard.press("End")
+    assert shown(area) != before
+    page.keyboard.press("Home")
+    area.locator(".widget-play button").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(1500)
+    assert shown(area) != before
+    assert not [line for line in odd_page.console if line.startswith(("error", "uncaught"))]
+
+
+def test_a_label_with_tex_is_typeset_on_a_page_without_formulas(odd_page):
+    area = areas(odd_page.page)[0]
+    area.locator("mjx-container").first.wait_for()
+    assert area.locator(".noUi-handle").get_attribute("aria-label") == "α"
+
+
+def test_two_figures_of_one_cell_both_have_their_static_form(odd_page):
+    assert len(areas(odd_page.page)) == odd_page.page.locator(".widget-still.replaced").count() == 2
+
+
+def test_a_quiz_of_another_shape_stays_as_it_was_written(odd_page):
+    page = odd_page.page
+    assert page.locator(".quiz-question").count() == 0
+    assert page.locator("h2", has_text="Quiz").is_visible()
+    assert page.locator("details.quiz").count() == 2 and page.locator("article ul li").count() >= 2

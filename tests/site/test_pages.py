@@ -24,11 +24,25 @@ ACCESSIBILITY = """async rules => {
     .filter(rule => ['serious', 'critical'].includes(rule.impact) || rules.includes(rule.id))
     .flatMap(rule => rule.nodes.map(node => `${rule.id} (${rule.impact}): ${node.target} ${node.failureSummary}`));
 }"""
-FORMULAS = """() => ({
-  wanted: document.querySelectorAll('span.math, div.math').length,
-  typeset: document.querySelectorAll('span.math mjx-container, div.math mjx-container').length,
-  errors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(node => node.textContent),
-})"""
+FORMULAS = """() => {
+  const raw = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const aside = 'code, pre, script, style, noscript, mjx-container';
+  while (walker.nextNode()) {
+    const text = walker.currentNode.textContent, inside = walker.currentNode.parentElement;
+    if (/\\\\[(\\[]|\\$[^$\\n]*\\\\[a-z]+/.test(text) && !inside.closest(aside)) raw.push(text);
+  }
+  return {
+    wanted: document.querySelectorAll('span.math, div.math').length,
+    typeset: document.querySelectorAll('span.math mjx-container, div.math mjx-container').length,
+    errors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(node => node.textContent).concat(raw),
+  };
+}"""
+UNFOLD = """() => {
+  const still = '<style>* {animation: none !important; transition: none !important}</style>';
+  document.head.insertAdjacentHTML('beforeend', still);
+  document.querySelectorAll('article details').forEach(fold => fold.open = true);
+  document.querySelectorAll('.toggle-hidden').forEach(fold => fold.classList.remove('toggle-hidden'));
+}"""
 TOO_WIDE = """() => {
   const width = document.documentElement.clientWidth;
   if (document.scrollingElement.scrollWidth <= width) return [];
@@ -41,8 +55,9 @@ IMAGES = """() => [...document.images].map(image => [image.getAttribute('src').s
 
 
 def inspect(seen):
-    """Note what there is to judge on an open page, and close it."""
+    """Unfold an open page, note what there is to judge, and close it."""
     page = seen.page
+    page.evaluate(UNFOLD)
     seen.formulas, seen.wide, seen.images = page.evaluate(FORMULAS), page.evaluate(TOO_WIDE), page.evaluate(IMAGES)
     seen.mode = page.evaluate("document.documentElement.dataset.theme")
     page.evaluate(AXE)
