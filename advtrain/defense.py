@@ -70,7 +70,8 @@ class Defense:
 
     Args:
         threat: the threat model to train against.
-        label_smoothing: mass in [0, 1) taken from the true class in the training loss; attacks use plain cross-entropy.
+        label_smoothing: weight in [0, 1) of the uniform distribution over all classes, with which the training loss
+            mixes the label; attacks use plain cross-entropy.
         bn: batch normalisation while attacking, see `advtrain.attacking`; the default is what the authors' code does.
 
     A subclass says the rest of itself in class attributes.

@@ -64,8 +64,9 @@ def r_fgsm(
 ) -> Tensor:
     """R-FGSM (also RAND+FGSM): a random sign step of size α, then a gradient step of size ε - α.
 
-    Tramèr et al. (2018), arXiv 1705.07204, eq. 7, with their α = ε/2 as default. The random step leaves the region in
-    which a masked model's gradient misleads.
+    Tramèr et al. (2018), arXiv 1705.07204, eq. 7, with their α = ε/2 as default. The random step is meant to leave the
+    region in which a masked model's gradient misleads; a model trained with random starts, or FGSM-AT on the digits of
+    the book, may survive it all the same.
 
     Args:
         model: returns logits (B, K).
