@@ -9,12 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from .cost import Cost, Speed, calibrate, check_kind, cost, first_batch, part
+from .cost import Cost, Speed, calibrate, cost, first_batch, part
 from .data import Split, as_dataset
 from .defense import Defense
 from .defenses import Standard
-from .errors import at_least, bad, one_of
+from .errors import at_least, bad, check_kind, one_of
 from .modes import place
+from .recipe import check_defense, check_network, undisturbed
+
+CALL = "budget(defenses, model, data)"
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def budget(
 
     Args:
         defenses: several, or one; as a dict where two have the same name: `{"PGD-2": PGD(threat, steps=2), ...}`.
-        model: the network to be trained; left as it was.
+        model: the network to be trained; left as it was, see `cost`.
         data: what it would be trained on, as in `fit`.
         epochs: passes over the training images.
         batch_size: images per mini-batch (a `DataLoader` keeps its own).
@@ -122,37 +125,53 @@ def budget(
     Raises:
         ArgumentError, DataError, ModelError: an argument is not accepted.
     """
-    at_least("epochs", epochs, 1)
+    epochs = at_least("epochs", epochs, 1)
+    named = _named(defenses)
+    check_network(model, CALL)
+    if speed is not None:
+        check_kind("speed", speed, Speed, "calibrate(model, data) measures one")
+    device, dtype = place(model)
+    with undisturbed(device):
+        data = as_dataset(data, test=0)
+        batch = first_batch(data, batch_size, device, dtype)
+        batches = len(data.train) / len(batch.x) if isinstance(data.train, Split) else len(data.train)
+        few = part(batch)
+        costs = {name: cost(defense, model, few) for name, defense in named.items()}
+        standard = cost(Standard(next(iter(named.values())).threat), model, few)
+        return Budget(costs, standard, epochs, batches, speed or calibrate(model, data, batch_size=batch_size))
+
+
+def _named(defenses: Any) -> dict[str, Defense]:
+    """Each defense by its name in the table."""
     if isinstance(defenses, Mapping):
         named = dict(defenses)
+        if wrong := [key for key in named if not (isinstance(key, str) and key.strip())]:
+            bad("defenses", wrong, "a dict with names for keys", 'write texts: {"PGD-2": PGD(threat, steps=2), ...}')
+        for name, defense in named.items():
+            check_defense(f"defenses[{name!r}]", defense, CALL)
     else:
-        listed = [defenses] if isinstance(defenses, Defense) else list(defenses)
-        named = {getattr(defense, "name", "?"): defense for defense in listed}
+        single = isinstance(defenses, (Defense, nn.Module, str)) or not isinstance(defenses, Iterable)
+        listed = [defenses] if single else list(defenses)
+        for i, defense in enumerate(listed):
+            check_defense("defenses" if single else f"defenses[{i}]", defense, CALL)
+        named = {defense.name: defense for defense in listed}
         if len(named) < len(listed):
             hint = 'give each its own: {"PGD-2": PGD(threat, steps=2), "PGD-10": PGD(threat)}'
             bad("defenses", [defense.name for defense in listed], "of different names", hint)
     if not named:
         bad("defenses", defenses, "at least one Defense")
-    for name, defense in named.items():
-        check_kind(f"defenses[{name!r}]", defense, Defense, "make one with its threat: at.defenses.FastAT(threat)")
-    if speed is not None:
-        check_kind("speed", speed, Speed, "calibrate(model, data) measures one")
-    data = as_dataset(data, test=0)
-    device, dtype = place(model)
-    batch = first_batch(data, batch_size, device, dtype)
-    batches = len(data.train) / len(batch.x) if isinstance(data.train, Split) else len(data.train)
-    few = part(batch)
-    costs = {name: cost(defense, model, few) for name, defense in named.items()}
-    standard = cost(Standard(next(iter(named.values())).threat), model, few)
-    return Budget(costs, standard, epochs, batches, speed or calibrate(model, data, batch_size=batch_size))
+    return named
 
 
 def _duration(seconds: float) -> str:
+    """In the unit that suits what is written, after rounding.
+
+    >>> _duration(0.01), _duration(8), _duration(200), _duration(9000)
+    ('10.0 ms', '8.0 s', '3.3 min', '2.5 h')
+    >>> _duration(0.09999), _duration(59.97), _duration(3599.9)
+    ('0.1 s', '1.0 min', '1.0 h')
     """
-    >>> _duration(8), _duration(200), _duration(9000)
-    ('8.0 s', '3.3 min', '2.5 h')
-    """
-    for size, name in ((3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.1f} s"
+    for size, name, least_of_next in ((0.001, "ms", 100), (1, "s", 60), (60, "min", 60)):
+        if float(text := f"{seconds / size:.1f}") < least_of_next:
+            return f"{text} {name}"
+    return f"{seconds / 3600:.1f} h"

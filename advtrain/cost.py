@@ -12,6 +12,7 @@ import copy
 import inspect
 import statistics
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from .checks import check_model
 from .data import as_dataset
 from .defense import Batch, Defense
 from .defenses import PGD, Standard
-from .errors import ModelError, bad, is_real
+from .errors import AdvtrainWarning, ModelError, bad, is_real
 from .loader import make_loader
 from .loop import Loop
 from .modes import place
-from .recipe import RECORDED, find_device, own_global_randomness, steady_memory
+from .recipe import RECORDED, check_defense, check_network, find_device, steady_memory, undisturbed
 from .runs import Run
 from .schedules import Rate, constant
 from .threat import Threat
@@ -37,6 +38,9 @@ from .train import fit
 
 PROBE = 8
 """Images on which `budget` counts: operations per image do not depend on how many there are."""
+
+PATIENCE = 30
+"""Rounds that `calibrate` adds at most where noise makes an attack look free."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def cost(defense: Defense, model: nn.Module, data: Any, *, batch_size: int = 64)
 
     Args:
         defense: such as `advtrain.defenses.FastAT(threat)`.
-        model: returns logits (B, K). It is left as it was, with weights, buffers, gradients and modes.
+        model: returns logits (B, K). Only a copy of it runs: weights, buffers, gradients and modes are left as they
+            were. Hooks belong to a model and are copied with it, so those that you have registered are called.
         data: a `Batch`; or whatever `fit` takes, of which the first `batch_size` training images serve.
         batch_size: images in the mini-batch at most; the forward-equivalents hardly depend on it.
 
@@ -111,11 +116,9 @@ def cost(defense: Defense, model: nn.Module, data: Any, *, batch_size: int = 64)
         ArgumentError, DataError: an argument is not accepted.
         ModelError: the model does not fit the images, or has neither matrix products nor convolutions to count.
     """
-    check_kind("defense", defense, Defense, "make one with its threat: at.defenses.FastAT(threat)")
-    check_kind("model", model, nn.Module, "the order is cost(defense, model, data)")
+    check_defense("defense", defense, "cost(defense, model, data)")
+    check_network(model, "cost(defense, model, data)")
     device, dtype = place(model)
-    batch = first_batch(data, batch_size, device, dtype)
-    check_model(model, batch.x[:2], int(batch.y.max()) + 1)
     passes: Counter[str] = Counter()
 
     def after_forward(module: nn.Module, inputs: Any, logits: Tensor) -> None:
@@ -123,8 +126,10 @@ def cost(defense: Defense, model: nn.Module, data: Any, *, batch_size: int = 64)
         if logits.requires_grad:
             logits.register_hook(lambda grad: passes.update(backward=1))
 
-    with own_global_randomness(0, device):
+    with undisturbed(device):
+        batch = first_batch(data, batch_size, device, dtype)
         twin = _twin(model)
+        check_model(twin, batch.x[:2], int(batch.y.max()) + 1)
         with torch.no_grad():
             unit = _flops(lambda: twin(batch.x))
         twin.register_forward_hook(after_forward)
@@ -147,12 +152,13 @@ def calibrate(
     """Measure how fast this machine trains a model: a standard update, and a further forward-equivalent.
 
     Rounds of one standard update and one of PGD-AT with three steps, after a round that is not counted, until `seconds`
-    have passed and at least three times; of each the median is taken. They are `fit`'s own updates on a copy of the
-    model, at learning rate zero, under bfloat16 where `fit` would use it. Two numbers and not one, because an update
-    does more than its passes, and those of an attack may run at another pace.
+    have passed and at least three times, and `PATIENCE` times more at most while noise makes the attack look free; of
+    each the median is taken. They are `fit`'s own updates on a copy of the model, at learning rate zero, under bfloat16
+    where `fit` would use it. Two numbers and not one, because an update does more than its passes, and those of an
+    attack may run at another pace.
 
     Args:
-        model: returns logits (B, K); left as it was.
+        model: returns logits (B, K); left as it was, see `cost`.
         data: a `Batch`; or whatever `fit` takes, of which the first `batch_size` training images serve.
         batch_size: images in a mini-batch.
         device: where to measure: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
@@ -161,21 +167,32 @@ def calibrate(
 
     Raises:
         ArgumentError, DataError, ModelError: an argument is not accepted.
+
+    Warns:
+        AdvtrainWarning: the attack still looks free; its passes are then taken to be as fast as a standard update's.
     """
-    check_kind("model", model, nn.Module, "the order is calibrate(model, data)")
+    check_network(model, "calibrate(model, data)")
     if not (is_real(seconds) and 0 < seconds < float("inf")):
         bad("seconds", seconds, "above 0 and finite")
     found = find_device(device)
-    batch = first_batch(data, batch_size, found, place(model)[1])
     threat = Threat("linf", 8 / 255)
     defenses = Standard(threat), PGD(threat, steps=3)
-    counted = [cost(defense, model, part(batch)).forwards for defense in defenses]
     steady_memory()
-    with own_global_randomness(0, found):
+    with undisturbed(found):
+        batch = first_batch(data, batch_size, found, place(model)[1])
+        counted = [cost(defense, model, part(batch)).forwards for defense in defenses]
         loops = [_loop(_twin(model, found), defense, batch) for defense in defenses]
         times: list[list[float]] = [[], []]
-        started = None
-        while started is None or len(times[0]) < 3 or clock() - started < seconds:
+        started, patience = None, PATIENCE
+
+        def pace() -> tuple[float, float, bool]:
+            update, attacked = (statistics.median(record) for record in times)
+            extra = (attacked - update) / (counted[1] - counted[0])
+            return update, extra, extra > 1e-3 * update > 0
+
+        while (started is None or len(times[0]) < 3 or clock() - started < seconds) or (
+            not pace()[2] and (patience := patience - 1) >= 0
+        ):
             for loop, record in zip(loops, times, strict=True):
                 _wait(found)
                 before = clock()
@@ -184,9 +201,15 @@ def calibrate(
                 record.append(clock() - before)
             if started is None:  # the first round warms up
                 started, times = clock(), [[], []]
-    update, attacked = (statistics.median(record) for record in times)
-    extra = (attacked - update) / (counted[1] - counted[0])
-    return Speed(update, max(extra, 1e-3 * update), counted[0], str(found))
+    update, extra, believable = pace()
+    if not update > 0:
+        bad("clock", clock, "able to time an update", "take a larger batch_size, or time.perf_counter")
+    if not believable:
+        message = f"an attack of three steps took no longer than none in {len(times[0])} rounds, which cannot be"
+        advice = "calibrate again with more seconds, a larger batch_size, or clock=time.process_time"
+        warnings.warn(f"{message}: {advice}", AdvtrainWarning, stacklevel=2)
+        extra = update / counted[0]
+    return Speed(update, extra, counted[0], str(found))
 
 
 class _Everywhere:
@@ -209,12 +232,6 @@ def _flops(work: Callable[[], Any]) -> int:
     with counter:
         work()
     return counter.get_total_flops()
-
-
-def check_kind(name: str, value: Any, kind: type, hint: str) -> None:
-    """Refuse `value` unless it is a `kind`."""
-    if not isinstance(value, kind):
-        bad(name, type(value).__name__, f"a {kind.__name__}", hint)
 
 
 def first_batch(data: Any, batch_size: int, device: torch.device, dtype: torch.dtype) -> Batch:

@@ -7,6 +7,7 @@ Every error of this package is an `AdvtrainError`; each kind is also the built-i
 from __future__ import annotations
 
 import numbers
+import operator
 from typing import Any, NoReturn
 
 
@@ -77,7 +78,9 @@ def one_of(name: str, value: Any, choices: Any) -> None:
 
 
 def at_least(name: str, value: Any, low: int, hint: str = "") -> int:
-    """`value` if it is an integer not below `low` (and no bool), else `ArgumentError`.
+    """`value` as an int if it is an integer of any type not below `low` (and no bool), else `ArgumentError`.
+
+    Use what it returns: an integer of NumPy would fail later, where it is written as JSON.
 
     Args:
         name: of the argument.
@@ -85,9 +88,23 @@ def at_least(name: str, value: Any, low: int, hint: str = "") -> int:
         low: the smallest that is accepted.
         hint: the likely fix.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
         bad(name, value, f"an integer of at least {low}", hint)
-    return value
+    return operator.index(value)
+
+
+def check_kind(name: str, value: Any, kind: type, hint: str) -> None:
+    """Raise `ArgumentError` unless `value` is a `kind`; the message says what it is instead.
+
+    Args:
+        name: of the argument.
+        value: what came.
+        kind: the class of which it should be an instance.
+        hint: the likely fix.
+    """
+    if not isinstance(value, kind):
+        came = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        bad(name, came, f"a {kind.__name__}", hint)
 
 
 def is_real(value: Any) -> bool:

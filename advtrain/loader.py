@@ -63,7 +63,7 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
     ):
-        at_least("batch_size", batch_size, 1)
+        batch_size = at_least("batch_size", batch_size, 1)
         if drop_last and batch_size > len(split):
             bad("batch_size", batch_size, f"at most {len(split)}, the number of images", "drop_last leaves no batch")
         self.split = split.to(device)

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from .errors import bad
 
 SIDE = 280  # pixels that the longer side of an image array is enlarged to, about: it fits on a phone
-ROUNDING = 8  # levels of 256 by which a palette may move a channel of a pixel: less than the eye sees
+ROUNDING = 8  # levels of 256 by which a palette may move a channel of a figure's pixel; of an image array's, by none
+EXACT = "exact"  # marks, in `Image.info`, an image in which every level counts, such as a perturbation of 2/255
 DRAWABLE = "a matplotlib Figure, an image array in [0, 1], PNG bytes or an HTML string"
 
 
@@ -30,16 +31,31 @@ def render(drawn: Any, source: str) -> Image.Image | str:
     if not isinstance(drawn, bytes):
         bad(source, drawn, DRAWABLE, f"let draw end with `return {'axes.' * hasattr(drawn, 'figure')}figure`")
     try:
-        image = Image.open(BytesIO(drawn), formats=["PNG"]).convert("RGBA")
-    except OSError:
-        bad(source, drawn[:8], "the beginning of a PNG file")
+        image = Image.open(BytesIO(drawn), formats=["PNG"])
+        image.load()
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more, whatever is damaged
+        said = str(error).replace(" <_io.BytesIO", "\0").partition("\0")[0]
+        bad(source, drawn[:8], f"the beginning of a readable PNG file of {len(drawn)} bytes", said)
+    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip to 8
+        image = Image.fromarray(np.uint8(np.round(np.asarray(image).astype(float) / 257)))
+    image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")  # for dark pages too
 
 
 def from_array(array: Any, source: str) -> Image.Image:
     """An image with crisp pixels, each as many times larger as fits on a phone."""
-    array = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    try:
+        if hasattr(array, "detach"):
+            array = array.detach().cpu()
+            array = array.double() if array.is_floating_point() else array  # NumPy has no bfloat16
+        array = np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        bad(source, type(array).__name__, DRAWABLE, str(error))
     shape = array.shape
+    if array.dtype.kind not in "fb":
+        hints = {"c": "draw its absolute value or its real part", "O": "let draw end with `return figure`"}
+        hint = hints.get(array.dtype.kind, "divide by 255, or call .astype(float) if it holds 0 and 1")
+        bad(f"{source}.dtype", str(array.dtype), f"floating, as of {DRAWABLE}", hint)
     if array.ndim == 3 and shape[0] in (1, 3):
         array = array[0] if shape[0] == 1 else array.transpose(1, 2, 0)
     if array.size == 0 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3):
@@ -49,14 +65,28 @@ def from_array(array: Any, source: str) -> Image.Image:
         hint = "divide by 255" if low >= 0 and 2 < high <= 255 else "clamp it, look for NaN; show δ as 0.5 + δ / (2ε)"
         bad(f"(min, max) of {source}", (low, high), "in [0, 1]", hint)
     image = Image.fromarray(np.uint8(np.round(array.astype(float) * 255))).convert("RGB")
-    return ImageOps.scale(image, max(1, SIDE // max(image.size)), Image.Resampling.NEAREST)
+    image = ImageOps.scale(image, max(1, SIDE // max(image.size)), Image.Resampling.NEAREST)
+    image.info = {EXACT: True}
+    return image
+
+
+def sheet(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at the upper left of a white sheet of at least (width, height)."""
+    right, below = (max(0, whole - part) for whole, part in zip(size, image.size, strict=True))
+    expanded = ImageOps.expand(image, (0, 0, right, below), "white")
+    expanded.info = image.info
+    return expanded
 
 
 def png(image: Image.Image) -> bytes:
     """The same bytes each time, with no date and no name of a program; a palette where it is smaller and harmless."""
-    palette, files = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE), []
-    harmless = abs(np.int16(image) - np.int16(palette.convert("RGB"))).max() <= ROUNDING
-    for candidate in [image, palette] if harmless else [image]:
-        candidate.save(file := BytesIO(), format="PNG", optimize=True)
-        files.append(file)
+    exact, files = EXACT in image.info, []
+    candidates = [image, image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)]
+    if exact:
+        candidates.append(image.convert("L"))
+    for candidate in candidates:
+        moved = abs(np.int16(image) - np.int16(candidate.convert("RGB"))).max()
+        if moved <= (0 if exact else ROUNDING):
+            candidate.save(file := BytesIO(), format="PNG", optimize=True)
+            files.append(file)
     return min((file.getvalue() for file in files), key=len)

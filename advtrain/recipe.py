@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import at_least, bad, is_real, one_of
+from .defense import Defense
+from .defenses import DEFENSES
+from .errors import at_least, bad, check_kind, is_real, one_of
 from .rng import Rng
 from .schedules import get_schedule
 
@@ -61,6 +63,13 @@ def own_global_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Randomness of its own, and gradients whatever the caller has switched off."""
+    with own_global_randomness(0, device), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def steady_memory() -> None:
     """Keep glibc from handing memory back to the system after every step and faulting it in again at the next.
 
@@ -71,10 +80,10 @@ def steady_memory() -> None:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Refuse training options outside what `fit` accepts, each by its name."""
+    """Refuse training options outside what `fit` accepts, each by its name; make NumPy's numbers in it Python's."""
     for name in ("epochs", "batch_size", "val_steps"):
-        at_least(name, options[name], 1)
-    at_least("validate_every", options["validate_every"], 0, "0 switches validation off")
+        options[name] = at_least(name, options[name], 1)
+    options["validate_every"] = at_least("validate_every", options["validate_every"], 0, "0 switches validation off")
     for name, high in (("lr", math.inf), ("clip_grad", math.inf), ("ema", 1)):
         value = options[name]
         if not (is_real(value) and 0 < value < high) and (name == "lr" or value is not None):
@@ -85,4 +94,21 @@ def check_options(options: dict[str, Any]) -> None:
     one_of("optimizer", options["optimizer"], OPTIMIZERS)
     one_of("select", options["select"], ("last", "best"))
     get_schedule(options["schedule"])
-    at_least("seed", options["seed"], 0)
+    options["seed"] = at_least("seed", options["seed"], 0)
+    for name in ("lr", "clip_grad", "ema", "momentum", "weight_decay"):
+        options[name] = options[name] if isinstance(options[name], (int, float, type(None))) else float(options[name])
+
+
+def check_network(model: Any, call: str) -> None:
+    """Refuse what is no network; `call` shows the order of arguments."""
+    build = isinstance(model, str)
+    check_kind("model", model, nn.Module, "at.build_model(name, data) makes one" if build else f"the order is {call}")
+
+
+def check_defense(name: str, value: Any, call: str) -> None:
+    """Refuse what is no defense; `call` shows the order of arguments."""
+    known = value if isinstance(value, type) else DEFENSES.get(value) if isinstance(value, str) else None
+    made = known.__name__ if known in DEFENSES.values() else "FastAT"
+    swapped = isinstance(value, nn.Module)
+    hint = f"the order is {call}" if swapped else f"make one with its threat: at.defenses.{made}(threat)"
+    check_kind(name, value, Defense, hint)

@@ -95,6 +95,7 @@ def fit(
     """
     options = {key: value for key, value in locals().items() if key in RECORDED}
     check_options(options)
+    epochs, batch_size, seed = (options[name] for name in ("epochs", "batch_size", "seed"))
     if not isinstance(model, nn.Module):
         bad("model", type(model).__name__, "a torch.nn.Module", "the order is fit(model, defense, data)")
     if not isinstance(defense, Defense):

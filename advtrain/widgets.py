@@ -22,14 +22,25 @@ from .errors import at_least, bad
 
 try:
     import ipywidgets
-    from PIL import ImageOps
 
-    from .pictures import DRAWABLE, png, render
+    from .pictures import DRAWABLE, png, render, sheet
 except ImportError as error:
     raise ImportError(f"advtrain.widgets needs {error.name}: pip install ipywidgets matplotlib") from error
 
 __all__ = ["slider", "grid", "compare", "Interactive"]
 
+# Commands of TeX that have another name in HTML, or none.
+SPOKEN = {
+    "infty": "∞",
+    "lVert": "‖",
+    "rVert": "‖",
+    "Vert": "‖",
+    "to": "→",
+    "cdot": "·",
+    "quad": " ",
+    "dots": "…",
+    "ldots": "…",
+}
 LIMIT = 600_000  # bytes of all frames of one figure, as stored in the page
 
 Axis = namedtuple("Axis", "label values texts start")  # what one slider runs over, and the index to begin with
@@ -54,7 +65,8 @@ def slider(
         limit: bytes that all frames together may take in the page.
 
     Raises:
-        ArgumentError: values that are none or written alike; no `alt`; what cannot be drawn; more bytes than `limit`.
+        ArgumentError: values that are none or written alike; no `label` or `alt`; what cannot be drawn; more bytes than
+            `limit`.
     """
     return _figure(draw, [_axis("values", values, label, start, format)], alt, still, live, limit, play)
 
@@ -91,12 +103,14 @@ def compare(
         alt: what the two frames show, for those who cannot see them.
         still, limit: as for `slider`; so are the errors.
     """
-    axis = _axis("labels", map(str, _pair("labels", labels)), "", 0, "")
+    names = [_label("labels", text) for text in _pair("labels", labels)]
+    axis = _axis("labels", names, " or ".join(map(_plain, names)), 0, "")
     pictures = [render(before, "before"), render(after, "after")]
     frames, _ = _frames(pictures, [_alt(lambda text: text, (), [text]) for text in _pair("alt", alt)], limit)
-    buttons = ipywidgets.ToggleButtons(options=axis.texts, index=0, style={"button_width": "auto"})
-    words, still = " or ".join(map(_plain, axis.texts)), pictures[0] if still is None else render(still, "still")
-    return Interactive([buttons], _stage(frames, [axis], [buttons]), frames, words, still)
+    about = {"tooltip": axis.label, "style": {"button_width": "auto"}}  # the tooltip is the name of the group
+    buttons = ipywidgets.ToggleButtons(options=axis.texts, index=0, **about)
+    still = pictures[0] if still is None else render(still, "still")
+    return Interactive([buttons], _stage(frames, [axis], [buttons]), frames, axis.label, still)
 
 
 class Interactive(ipywidgets.VBox):
@@ -185,12 +199,19 @@ def _axis(name, values, label, start, format) -> Axis:
         bad("format", format, f"a format for {name}", str(error))
     if twice := [text for text in texts if texts.count(text) > 1]:
         bad(name, values, "free of repetitions", f"{twice[0]!r} comes twice; does the format need more digits?")
-    if at_least("start", start, 0, "it is an index") >= len(values):
+    if (start := at_least("start", start, 0, "it is an index")) >= len(values):
         bad("start", start, f"an index below {len(values)}", f"so many are {name}")
-    return Axis(str(label), values, texts, start)
+    return Axis(_label("label", label), values, texts, start)
+
+
+def _label(name, label) -> str:
+    if not isinstance(label, str) or not _plain(label):
+        bad(name, label, "a text", "it names the control, also for those who cannot see it")
+    return str(label)
 
 
 def _pair(name, value):
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         bad(name, value, "a pair")
     return value
@@ -208,8 +229,17 @@ def _alt(alt, texts, values) -> str:
 
 
 def _plain(label) -> str:
-    r"""`label` without TeX: `\(\varepsilon\)` becomes ε."""
-    return re.sub(r"\\(?:[()]|(?:var)?([A-Za-z]+))", lambda m: html5.get(f"{m[1]};", m[1] or ""), label).strip()
+    r"""`label` without TeX: `\(\|\delta\|_\infty \le \mathrm{eps}\)` becomes ‖δ‖∞ ≤ eps."""
+    return " ".join(re.sub(r"\\\((.*?)\\\)|\$([^$]+)\$", lambda m: _spoken(m[1] or m[2] or ""), label).split())
+
+
+def _spoken(tex) -> str:
+    """What is between the signs of TeX, in plain characters as far as they go."""
+    tex = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", tex)
+    tex = re.sub(r"\\(?:math[a-z]+|text[a-z]*|operatorname|left|right|[bB]igg?[lr]?)(?![A-Za-z])", "", tex)
+    tex = re.sub(r"\\(?:var)?([A-Za-z]+)", lambda m: SPOKEN.get(m[1]) or html5.get(f"{m[1]};", m[1]), tex)
+    tex = re.sub(r"\\[,;:! ]|~", " ", tex.replace(r"\|", "‖"))
+    return re.sub(r"[{}_\\]", "", tex)
 
 
 def _frames(pictures, alts, limit):
@@ -228,8 +258,7 @@ def _html(picture, alt, size) -> str:
     if isinstance(picture, str):
         style = "background:#fff;color:#111;overflow-x:auto"
         return f'<div role="figure" aria-label="{escape(alt)}" style="{style}">{picture}</div>'
-    right, below = (max(0, whole - part) for whole, part in zip(size, picture.size, strict=True))
-    picture = ImageOps.expand(picture, (0, 0, right, below), "white")
+    picture = sheet(picture, size)
     source = f"data:image/png;base64,{b64encode(png(picture)).decode()}"
     size = f'width="{picture.width}" height="{picture.height}" style="max-width:100%;height:auto"'
     return f'<img alt="{escape(alt)}" src="{source}" {size}>'

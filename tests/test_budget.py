@@ -1,9 +1,11 @@
 """Costs: counts that follow from the layers' shapes, predictions that follow from the counts, a model left in peace."""
 
+import json
 import time
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,6 +100,7 @@ def test_replays_and_a_second_player_count():
     assert Replays.called == ["adversary", "after"] * 3 and not hasattr(defense, "player")
 
 
+@pytest.mark.filterwarnings("ignore:an attack of three steps took no longer")
 @pytest.mark.parametrize("name", at.defenses.DEFENSES)
 def test_the_model_and_the_global_randomness_stay_as_they_were(name):
     model, batch = deep(dropout=0.5), images()
@@ -126,17 +129,125 @@ def test_calibration_is_two_medians():
 
 
 def test_calibration_goes_on_until_its_time_is_over_and_three_rounds_at_least():
-    for seconds, rounds in ((1e-9, 3), (12.0, 3), (26.0, 6)):
+    for seconds, rounds in ((1e-9, 3), (28.0, 3), (50.0, 6)):
         model, ticks, passes = linear(), [0.0], []
         model.register_forward_hook(lambda *_, passes=passes: passes.append(1))
 
-        def clock(ticks=ticks):
+        def clock(ticks=ticks, passes=passes):
             ticks[0] += 1
-            return ticks[0]
+            return ticks[0] + len(passes)
 
         at.calibrate(model, images(), device="cpu", seconds=seconds, clock=clock)
         # beside the rounds: the checks and units of two costs, 2 · 2, and their updates, 1 + 4; a round has 1 + 4 too
         assert len(passes) == 4 + 5 + 5 * (1 + rounds)
+
+
+def noisy(passes, free):
+    """A clock that counts the model's passes, but in the first `free` rounds one only of the four of an attack.
+
+    Nine passes are made before the rounds, see above, and five in each: the standard update's and the attack's.
+    """
+
+    def missed(i):
+        return i >= 9 and (i - 9) // 5 <= free and (i - 9) % 5 >= 2
+
+    return lambda: float(sum(not missed(i) for i in range(len(passes))))
+
+
+@pytest.mark.parametrize("free", [4, 11])
+def test_calibration_measures_until_noise_is_outvoted(free):
+    model, passes = linear(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    speed = at.calibrate(model, images(), device="cpu", seconds=1e-9, clock=noisy(passes, free))
+    assert speed == at.Speed(update=1.0, forward=0.25, forwards=2.0, device="cpu")  # half the rounds are right
+    assert len(passes) == 9 + 5 * (1 + 2 * free)
+
+
+def test_calibration_that_fails_says_so():
+    model, passes = linear(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    with pytest.warns(at.errors.AdvtrainWarning, match="no longer than none in 33 rounds, which cannot be"):
+        speed = at.calibrate(model, images(), device="cpu", seconds=1e-9, clock=noisy(passes, 1000))
+    assert speed == at.Speed(update=1.0, forward=0.5, forwards=2.0, device="cpu")
+
+
+class Restless(torch.utils.data.Dataset):
+    """Images that are augmented by whatever random numbers come."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return torch.rand(1, 8, 8), i % 4
+
+
+def shuffled():
+    batch = images(12)
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(batch.x, batch.y), batch_size=5, shuffle=True)
+
+
+MEASURE = {
+    "cost": lambda model, data: at.cost(at.defenses.FGSM(THREAT), model, data),
+    "budget": lambda model, data: at.budget(at.defenses.FGSM(THREAT), model, data, speed=SPEED),
+    "calibrate": lambda model, data: at.calibrate(model, data, device="cpu", seconds=1e-9),
+}
+
+
+@pytest.mark.filterwarnings("ignore:an attack of three steps took no longer")
+@pytest.mark.parametrize("data", [shuffled, Restless], ids=["shuffled", "restless"])
+@pytest.mark.parametrize("measure", MEASURE)
+def test_reading_the_data_leaves_global_randomness_alone(measure, data):
+    model, images = deep(), data()
+    state = torch.get_rng_state()
+    MEASURE[measure](model, images)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.filterwarnings("ignore:an attack of three steps took no longer")
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("measure", MEASURE)
+def test_callers_may_have_switched_gradients_off(measure, off):
+    with off():
+        MEASURE[measure](deep(), pairs())
+        assert not torch.is_grad_enabled()
+
+
+def test_only_a_copy_of_the_model_runs():
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x.flatten(1))
+
+    model = Counting(64, 4)
+    for measure in ("cost", "budget"):
+        MEASURE[measure](model, pairs())
+    assert model.calls == 0
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    data, seed = at.load_data("digits"), np.int64(0)
+    run = at.fit(
+        at.build_model("small-cnn", data), at.defenses.Standard(THREAT), data, epochs=np.int64(1), seed=seed,
+        batch_size=np.int32(512), lr=np.float32(0.1), momentum=np.float32(0.5), validate_every=np.int8(0),
+        device="cpu", out=tmp_path / "run",
+    )  # fmt: skip
+    assert json.loads(json.dumps(run.options)) == run.options and run.options["epochs"] == 1
+    assert at.load_run(tmp_path / "run").provenance["seed"] == 0
+    assert type(at.budget(at.defenses.FGSM(THREAT), linear(), pairs(), epochs=np.int64(3), speed=SPEED).epochs) is int
+    with pytest.raises(at.errors.ArgumentError, match="epochs=True is not an integer"):
+        at.budget(at.defenses.FGSM(THREAT), linear(), pairs(), epochs=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.01, "10.0 ms"), (0.09999, "0.1 s"), (59.94, "59.9 s"), (59.97, "1.0 min"), (3599.9, "1.0 h"), (9000, "2.5 h")],
+)
+def test_durations_are_written_in_the_unit_that_suits(seconds, text):
+    cost = at.Cost("x", 1, 1, 300, 100)
+    table = at.Budget({"x": cost}, cost, 1, 1, at.Speed(update=seconds, forward=1.0))
+    assert str(table).splitlines()[1].endswith(f" {text}")
 
 
 def test_minutes_follow_from_counts_and_speed():
@@ -199,6 +310,22 @@ def test_every_defense_has_a_budget(name):
         (lambda: at.Speed(update=0, forward=1), "update=0 is not a positive number"),
         (lambda: at.budget([], linear(), pairs()), r"defenses=\[\] is not at least one Defense"),
         (lambda: at.budget(["fgsm"], linear(), pairs()), "is not a Defense: make one with its threat"),
+        (lambda: at.budget("pgd", linear(), pairs()), r"defenses='str' is not a Defense.* at.defenses.PGD\(threat\)"),
+        (lambda: at.budget(["fgsm", "pgd"], linear(), pairs()), r"defenses\[0\]='str' is not a Defense"),
+        (lambda: at.budget(at.defenses.PGD, linear(), pairs()), "defenses='the class PGD' is not a Defense"),
+        (lambda: at.budget(None, linear(), pairs()), "defenses='NoneType' is not a Defense"),
+        (
+            lambda: at.budget(linear(), at.defenses.PGD(THREAT), pairs()),
+            r"the order is budget\(defenses, model",
+        ),
+        (lambda: at.budget(at.defenses.PGD(THREAT), None, pairs()), "model='NoneType' is not a Module: the order is"),
+        (lambda: at.budget(at.defenses.PGD(THREAT), "resnet", pairs()), "model='str' is not a Module: at.build_model"),
+        (
+            lambda: at.budget({2: at.defenses.PGD(THREAT)}, linear(), pairs()),
+            r"defenses=\[2\] is not a dict with",
+        ),
+        (lambda: at.budget({"a": "pgd"}, linear(), pairs()), r"defenses\['a'\]='str' is not a Defense"),
+        (lambda: at.cost(linear(), at.defenses.PGD(THREAT), images()), r"the order is cost\(defense, model, data\)"),
         (lambda: at.budget(at.defenses.FGSM(THREAT), linear(), pairs(), epochs=0), "epochs=0"),
         (lambda: at.budget(at.defenses.FGSM(THREAT), linear(), pairs(), speed=3), "speed='int' is not a Speed"),
         (

@@ -136,7 +136,26 @@ class TestFrames:
         pixels = pixels.transpose(1, 2, 0) if pixels.shape[0] in (1, 3) else pixels
         times = max(1, 280 // max(pixels.shape))
         pixels = pixels.reshape(*pixels.shape[:2], -1)
-        assert abs(array_of_frame[::times, ::times] - pixels).max() <= 8.5 / 255
+        assert abs(array_of_frame[::times, ::times] - pixels).max() <= 0.5 / 255 + 1e-6
+
+    @pytest.mark.parametrize("levels", [2, 8])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_show_small_perturbations_as_they_are(self, levels, channels):
+        rows, columns = torch.meshgrid(torch.linspace(0.4, 0.6, 32), torch.linspace(0.4, 0.6, 32), indexing="ij")
+        x = torch.stack([rows, columns, (rows + columns) / 2][:channels])
+        x_adv = x + levels / 255 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
+        figure = widgets.compare(x, x_adv, alt=("a slope", "the slope, perturbed"))
+        for frame, shown in zip(figure.frames, (x, x_adv), strict=True):
+            assert (image_in(frame)[::8, ::8] == (shown.double() * 255).round().numpy().transpose(1, 2, 0)).all()
+
+    def test_show_sixteen_bits_of_grey(self):
+        grey = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+        assert (image_in(slide(lambda _: png(grey), [0]).frames[0])[..., 0] == np.round(grey / 257)).all()
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    def test_show_tensors_of_any_precision(self, dtype):
+        image = image_in(slide(lambda _: torch.tensor([[0, 0.5], [0.25, 1]], dtype=dtype), [0]).frames[0])
+        assert (image[::140, ::140, 0] == [[0, 128], [64, 255]]).all()
 
     def test_show_figures_as_they_are_and_close_them(self):
         from matplotlib import pyplot
@@ -201,8 +220,38 @@ class TestDisplay:
         figure = widgets.grid(lambda a, b: "x", [1, 2], [3, 4], labels=labels, alt="{0} {1}")
         assert repr(figure) == "Interactive figure: λ from 1 to 2, step α from 3 to 4 in 4 frames"
 
+    @pytest.mark.parametrize(
+        ("label", "name"),
+        [
+            (r"\(\|\delta\|_\infty \le \mathrm{eps}\)", "‖δ‖∞ ≤ eps"),
+            (r"\(\varepsilon\) in \(\text{pixel units}\)", "ε in pixel units"),
+            (r"$\ell_\infty$, \(\frac{8}{255}\)", "ℓ∞, 8/255"),
+            (r"\(\left\lVert x \right\rVert \rightarrow 50\,\%\)", "‖ x ‖ → 50 %"),
+            ("learning_rate", "learning_rate"),
+        ],
+    )
+    def test_reads_tex_aloud(self, label, name):
+        figure = slide(label=label)
+        assert figure.controls[0].tooltip == name and figure.controls[0].description == label
+        assert repr(figure) == f"Interactive figure: {name} from 0 to 0.25 in 3 frames"
+
+    def test_names_the_group_of_buttons(self):
+        figure = widgets.compare(DIGIT, DIGIT, alt=("a", "b"), labels=(r"\(x\)", r"\(x + \delta\)"))
+        assert figure.controls[0].tooltip == "x or x + δ"
+
+    def test_takes_what_numpy_gives(self):
+        labels, start = np.array(["a", "b"]), np.array([0, 1])
+        figure = widgets.grid(lambda a, b: "x", np.arange(2), np.arange(3), labels=labels, alt="{0} {1}", start=start)
+        assert [(type(c.index), c.index, c.description) for c in figure.controls] == [(int, 0, "a"), (int, 1, "b")]
+        assert slide(start=np.int64(1), limit=np.int32(10**6)).controls[0].index == 1
+
 
 GRID = {"labels": ("a", "b"), "alt": "x"}
+PHOTOGRAPH = png(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+
+
+def subplots():
+    return Figure().subplots(2, 2)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +272,23 @@ GRID = {"labels": ("a", "b"), "alt": "x"}
         (lambda: slide(lambda value: None), "draw(0)=None is not a matplotlib Figure"),
         (lambda: slide(lambda value: plot().axes[0]), "let draw end with `return axes.figure`"),
         (lambda: slide(lambda value: " "), "draw(0)=' ' is not"),
-        (lambda: slide(lambda value: b"GIF89a"), "is not the beginning of a PNG file"),
+        (lambda: slide(lambda value: b"GIF89a"), "is not the beginning of a readable PNG file"),
+        (lambda: slide(lambda value: PHOTOGRAPH[:2000]), "a readable PNG file of 2000 bytes: image"),
+        (lambda: slide(lambda value: PHOTOGRAPH.replace(b"IDAT", b"IDxT")), "a readable PNG file of"),
+        (lambda: slide(lambda value: subplots()), "draw(0).dtype='object' is not floating"),
+        (lambda: slide(lambda value: subplots()), "let draw end with `return figure`"),
+        (lambda: slide(lambda value: DIGIT * 1j), "dtype='complex128' is not floating"),
+        (lambda: slide(lambda value: torch.ones(8, 8) * 1j), "dtype='complex64' is not floating"),
+        (lambda: slide(lambda value: np.eye(8, dtype=np.uint8)), "dtype='uint8' is not floating"),
+        (lambda: slide(lambda value: torch.eye(8).long()), "divide by 255, or call .astype(float)"),
+        (lambda: slide(lambda value: torch.eye(8).to_sparse()), "draw(0)='Tensor' is not a matplotlib Figure"),
+        (lambda: slide(label=None), "label=None is not a text: it names the control"),
+        (lambda: slide(label=""), "label='' is not a text"),
+        (lambda: slide(label=r"\(\)"), "is not a text: it names the control"),
+        (lambda: widgets.grid(plot, [1], [2], **GRID | {"labels": ("a", None)}), "label=None is not a text"),
+        (lambda: widgets.grid(plot, [1], [2], **GRID | {"labels": np.array(["a"])}), "labels=['a'] is not a pair"),
+        (lambda: widgets.compare(DIGIT, DIGIT, alt=("a", "b"), labels=("x", " ")), "labels=' ' is not a text"),
+        (lambda: widgets.compare(DIGIT, DIGIT, alt=("a", "b"), labels=(None, "x")), "labels=None is not a text"),
         (lambda: slide(lambda value: np.ones((2, 8, 8))), "draw(0).shape=(2, 8, 8) is not (H, W)"),
         (lambda: slide(lambda value: np.ones((0, 8))), "draw(0).shape=(0, 8) is not"),
         (lambda: slide(lambda value: DIGIT * 255), "of draw(0)=(0.0, 255.0) is not in [0, 1]: divide by 255"),
