@@ -15,8 +15,8 @@ document.addEventListener("DOMContentLoaded", () => {
   window.FontAwesome?.dom.i2svg();
   bridgeMathJax();
   document.querySelectorAll("li > details > summary").forEach(nameFold);
-  window.addEventListener("resize", reachScrollers);
-  window.addEventListener("load", () => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(reachScrollers));
+  watchScrollers();
+  window.addEventListener("load", () => window.MathJax?.startup?.promise.then(watchScrollers));
   document.querySelectorAll("details.quiz[data-answer]").forEach(makeQuestion);
   if (document.querySelector('script[type="application/vnd.jupyter.widget-view+json"]')) watchWidgets();
 });
@@ -36,13 +36,17 @@ function nameFold(summary) {
   if (link && !summary.textContent.trim()) set(summary, "aria-label", `Pages below ${link.textContent.trim()}`);
 }
 
-// What scrolls sideways on a narrow screen must be reachable by keyboard.
-function reachScrollers() {
-  const boxes = "mjx-container[display], div.cell_output, div.output, pre, table, .pst-scrollable-table-container";
-  document.querySelectorAll(boxes).forEach((element) => {
-    const scrolls = element.scrollWidth > element.clientWidth && getComputedStyle(element).overflowX !== "visible";
-    if (scrolls && !element.hasAttribute("tabindex")) element.tabIndex = 0;
+// What scrolls sideways must be reachable by keyboard: on a narrow screen, or once it is unfolded.
+const scrollers = new ResizeObserver((changes) => {
+  changes.forEach(({ target }) => {
+    const scrolls = target.scrollWidth > target.clientWidth && getComputedStyle(target).overflowX !== "visible";
+    if (scrolls && target.tabIndex < 0) target.tabIndex = 0; // the theme has set -1 while it was folded
   });
+});
+
+function watchScrollers() {
+  const boxes = "mjx-container[display], div.cell_output, div.output, pre, table, .pst-scrollable-table-container";
+  document.querySelectorAll(boxes).forEach((box) => scrollers.observe(box));
 }
 
 // ---- Interactive figures --------------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ function makeQuestion(details) {
   // Judged on demand: who walks through the answers with the arrow keys has not chosen yet.
   const check = document.createElement("button");
   check.type = "button";
-  check.className = "btn btn-outline-primary btn-sm";
+  check.className = "btn btn-sm";
   check.textContent = "Check";
   const verdict = document.createElement("span");
   verdict.className = "quiz-verdict";

@@ -37,11 +37,12 @@ FORMULAS = """() => {
     errors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(node => node.textContent).concat(raw),
   };
 }"""
-UNFOLD = """() => {
+UNFOLD = """async () => {
   const still = '<style>* {animation: none !important; transition: none !important}</style>';
   document.head.insertAdjacentHTML('beforeend', still);
   document.querySelectorAll('article details').forEach(fold => fold.open = true);
   document.querySelectorAll('.toggle-hidden').forEach(fold => fold.classList.remove('toggle-hidden'));
+  await new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)));
 }"""
 TOO_WIDE = """() => {
   const width = document.documentElement.clientWidth;
