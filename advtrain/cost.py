@@ -30,7 +30,7 @@ from .errors import AdvtrainWarning, ModelError, bad, is_real
 from .loader import make_loader
 from .loop import Loop
 from .modes import place
-from .recipe import RECORDED, check_defense, check_network, find_device, steady_memory, undisturbed
+from .recipe import RECORDED, check_defense, check_network, computes_in_bf16, find_device, steady_memory, undisturbed
 from .runs import Run
 from .schedules import Rate, constant
 from .threat import Threat
@@ -259,8 +259,7 @@ def _loop(twin: nn.Module, defense: Defense, batch: Batch) -> Loop:
     options = {name: p.default for name, p in inspect.signature(fit).parameters.items() if name in RECORDED}
     device = batch.x.device
     run = Run(twin, copy.deepcopy(defense), SimpleNamespace(shape=tuple(batch.x.shape[1:])), options)
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return Loop(run, None, constant, lambda: None, bf16=bf16, device=device)
+    return Loop(run, None, constant, lambda: None, bf16=computes_in_bf16(device), device=device)
 
 
 def _train_on(batch: Batch, loop: Loop) -> None:

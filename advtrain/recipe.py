@@ -51,6 +51,11 @@ def find_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether training on `device` is under bfloat16 autocast unless told otherwise."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
 @contextlib.contextmanager
 def own_global_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout draws from torch's global state: seed it for the run, and give the caller's back afterwards."""

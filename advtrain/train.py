@@ -20,7 +20,16 @@ from .loader import make_loader
 from .loop import Loop
 from .modes import place
 from .progress import progress_bar
-from .recipe import RECORDED, check_options, find_device, own_global_randomness, steady_memory
+from .recipe import (
+    RECORDED,
+    check_defense,
+    check_network,
+    check_options,
+    computes_in_bf16,
+    find_device,
+    own_global_randomness,
+    steady_memory,
+)
 from .runs import Run, provenance
 from .schedules import Schedule, get_schedule
 
@@ -96,10 +105,8 @@ def fit(
     options = {key: value for key, value in locals().items() if key in RECORDED}
     check_options(options)
     epochs, batch_size, seed = (options[name] for name in ("epochs", "batch_size", "seed"))
-    if not isinstance(model, nn.Module):
-        bad("model", type(model).__name__, "a torch.nn.Module", "the order is fit(model, defense, data)")
-    if not isinstance(defense, Defense):
-        bad("defense", type(defense).__name__, "a Defense", "make one with its threat: at.defenses.FastAT(threat)")
+    check_network(model, "fit(model, defense, data)")
+    check_defense("defense", defense, "fit(model, defense, data)")
     if on_epoch is not None and not callable(on_epoch):
         bad("on_epoch", on_epoch, "a function of the epoch's record")
     if isinstance(data, (str, Path)):
@@ -115,7 +122,7 @@ def fit(
             check_box(part.x, defense.threat)
     if out is not None:
         check_writable(out, holding="config.json", overwrite=overwrite)
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported() if bf16 is None else bf16
+    bf16 = computes_in_bf16(device) if bf16 is None else bf16
 
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
     run.provenance, run.path = provenance(seed, device), Path(out) if out is not None else None

@@ -202,37 +202,39 @@ def test_vendored_scripts_are_those_that_were_fetched():
     assert len(named) == 2 and all((vendor.VENDOR / name).is_file() for name in named)
 
 
-def test_a_vendored_package_with_another_digest_is_refused(monkeypatch):
+@pytest.fixture
+def vendoring_fails(monkeypatch):
+    """A function: vendoring ends with this message, and leaves every file as it was."""
+
+    def vendoring_fails(message):
+        before = vendor.sums()
+        monkeypatch.setattr(sys, "argv", ["vendor.py"])
+        with pytest.raises(SystemExit, match=message):
+            vendor.main()
+        assert vendor.sums() == before
+
+    return vendoring_fails
+
+
+def test_a_vendored_package_with_another_digest_is_refused(monkeypatch, vendoring_fails):
     """Nothing is unpacked of a package that is not the one that was pinned."""
 
     def pack(command, **options):
         Path(command[command.index("--pack-destination") + 1], "mathjax.tgz").write_bytes(b"something else")
 
-    before = vendor.sums()
     monkeypatch.setattr(vendor.shutil, "which", lambda name: name)
     monkeypatch.setattr(vendor.subprocess, "run", pack)
-    monkeypatch.setattr(sys, "argv", ["vendor.py"])
-    with pytest.raises(SystemExit, match="instead of sha512-"):
-        vendor.main()
-    assert vendor.sums() == before
+    vendoring_fails("instead of sha512-")
 
 
-def test_vendoring_without_npm_says_so_and_keeps_what_is_there(monkeypatch):
-    before = vendor.sums()
+def test_vendoring_without_npm_says_so_and_keeps_what_is_there(monkeypatch, vendoring_fails):
     monkeypatch.setattr(vendor.shutil, "which", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["vendor.py"])
-    with pytest.raises(SystemExit, match="npm is needed"):
-        vendor.main()
-    assert vendor.sums() == before
+    vendoring_fails("npm is needed")
 
 
-def test_a_vendored_package_that_lacks_a_file_replaces_nothing(monkeypatch):
-    before = vendor.sums()
+def test_a_vendored_package_that_lacks_a_file_replaces_nothing(monkeypatch, vendoring_fails):
     monkeypatch.setattr(vendor, "fetch", lambda *package: tarfile.open(fileobj=io.BytesIO(EMPTY_TAR)))
-    monkeypatch.setattr(sys, "argv", ["vendor.py"])
-    with pytest.raises(SystemExit, match="has no file like"):
-        vendor.main()
-    assert vendor.sums() == before
+    vendoring_fails("has no file like")
 
 
 @pytest.fixture(scope="module")

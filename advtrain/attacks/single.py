@@ -8,13 +8,12 @@ already.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import bad
+from ..errors import bad, is_real
 from ..modes import attacking
 from ..rng import Rng, as_rng
 from ..threat import Threat
@@ -89,7 +88,7 @@ def r_fgsm(
     if check:
         check_attack(model, x, y, threat)
     alpha = threat.eps / 2 if alpha is None else alpha
-    if not (isinstance(alpha, numbers.Real) and 0 < alpha < threat.eps):
+    if not (is_real(alpha) and 0 < alpha < threat.eps):
         bad("alpha", alpha, f"in (0, eps={threat.eps:g})", "the random step must leave room for the gradient step")
     ascent, y = objective(loss, targeted=False), y.long()
     noise = as_rng(rng).child("r-fgsm").normal(x)

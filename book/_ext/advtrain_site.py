@@ -68,7 +68,7 @@ def load_for_widgets(app, pagename, templatename, context, doctree):
 
 def load_what_is_used(app, pagename, templatename, context, doctree):
     """A page that only leads to others with formulas needs no MathJax; Sphinx thinks it does."""
-    if 'class="math' not in context.get("body", "") and not formulas_in_widgets(app, pagename):
+    if not app.env.get_domain("math").data["has_equations"].get(pagename):
         scripts = context["script_files"]
         scripts[:] = [script for script in scripts if "vendor/mathjax" not in str(getattr(script, "filename", script))]
 

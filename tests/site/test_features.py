@@ -14,14 +14,12 @@ from sync import ROOT, documentation, repository
 import advtrain as at
 
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
-VIEW = "application/vnd.jupyter.widget-view+json"
 FIRST = "book/01-adversarial-examples.html"
 
 
 def figures(path):
     """The number of interactive figures in a notebook."""
-    cells = nbformat.read(path, as_version=4).cells
-    return sum(VIEW in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    return len(run_notebook.shown(nbformat.read(path, as_version=4)))
 
 
 INTERACTIVE = [path for path in NOTEBOOKS if figures(path)]
@@ -110,7 +108,7 @@ def test_pages_say_what_they_are_when_shared(pages, book_html):
 def test_scripts_are_loaded_only_where_they_are_used(pages, book_html):
     for page in pages:
         text = (book_html / page).read_text(encoding="utf-8")
-        assert ("html-manager/embed.js" in text) == (VIEW in text), page
+        assert ("html-manager/embed.js" in text) == (run_notebook.VIEW in text), page
         assert ("tex-chtml-full.js" in text) == ('class="math' in text or r"\\(" in text), page
 
 
