@@ -103,6 +103,25 @@ def check_labels(y: Tensor, num_classes: int | None, *, name: str = "y", length:
         _refuse(name, f"{low} to {high}", accepted, hint)
 
 
+def check_no_dropout(model: nn.Module, method: str) -> None:
+    """Refuse active dropout, for methods that compare the logits of two images of one batch.
+
+    Args:
+        model: the network in training.
+        method: the name of the method, for the message.
+
+    Raises:
+        ModelError: a layer in training mode drops out.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            bad(
+                f"model.{name}.p", module.p, f"0, which {method} needs",
+                "two dropout masks would make the difference of logits random: build the model with dropout=0",
+                kind=ModelError,
+            )  # fmt: skip
+
+
 def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None) -> int:
     """Refuse a model that cannot be trained or attacked on such images. Costs one forward pass.
 

@@ -138,6 +138,11 @@ class Defense:
 
     # -- shared by most --------------------------------------------------------------------------------------------
 
+    @property
+    def reach(self) -> float:
+        """How far, in the threat's norm, the perturbation trained on may lie from the image: ε where `inside`."""
+        return self.threat.eps
+
     def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy, with the defense's label smoothing."""
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
@@ -146,6 +151,41 @@ class Defense:
     def config(self) -> dict[str, Any]:
         """The defense as JSON-able values; `advtrain.defenses.from_config` makes it again."""
         return {"name": self.name, "class": type(self).__name__, **dataclasses.asdict(self)}
+
+
+class _Carry(torch.autograd.Function):
+    """The identity on a value, with a gradient that is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(grad * gradient for gradient in ctx.gradients)
+
+
+def carry(value: Tensor, parameters: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """A scalar of a given value whose gradient is given too: how a defense returns a gradient that it has computed.
+
+    Args:
+        value: the scalar.
+        parameters: those that the gradient is with respect to.
+        gradients: one for each parameter, of its shape.
+    """
+    return _Carry.apply(value.detach(), gradients, *parameters)
+
+
+def gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """The gradient of a scalar with respect to each of `inputs`, zero for one that it does not depend on.
+
+    Args:
+        value: the scalar; its graph is freed.
+        inputs: tensors that require a gradient.
+    """
+    found = torch.autograd.grad(value, inputs, allow_unused=True)
+    return [torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(inputs, found, strict=True)]
 
 
 def number(value: Any, low: float, high: float = math.inf) -> bool:
@@ -161,4 +201,4 @@ def number(value: Any, low: float, high: float = math.inf) -> bool:
     )
 
 
-__all__ = ["Batch", "Defense", "Step", "number"]
+__all__ = ["Batch", "Defense", "Step", "carry", "gradients", "number"]

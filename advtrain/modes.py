@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import one_of
@@ -15,7 +16,7 @@ BN_MODES = ("eval", "train", "batch")
 
 
 @contextlib.contextmanager
-def attacking(model: nn.Module, bn: str = "eval") -> Iterator[nn.Module]:
+def attacking(model: nn.Module, bn: str = "eval", *, freeze: bool = True) -> Iterator[nn.Module]:
     """Hold `model` still for an attack: parameters frozen, gradients enabled, modes as `bn` says.
 
     Args:
@@ -26,13 +27,14 @@ def attacking(model: nn.Module, bn: str = "eval") -> Iterator[nn.Module]:
             `"train"`: every module as it is. A model in training mode uses batch statistics and **updates its running
             statistics at every forward**, as the code of FAST-AT, N-FGSM, GradAlign and FAST-BAT does.
             `"batch"`: as `"train"`, but running statistics are left alone.
+        freeze: False leaves the parameters in the graph, for a defense that differentiates an attack's gradient.
 
     On leaving, also by an exception, each module and each parameter has its own flags back. A blanket `model.train()`
     would un-freeze layers that the caller froze on purpose.
     """
     one_of("bn", bn, BN_MODES)
     training = [(module, module.training) for module in model.modules()] if bn == "eval" else []
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad] if freeze else []
     tracking = (
         [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if bn == "batch" else []
     )
@@ -52,6 +54,55 @@ def attacking(model: nn.Module, bn: str = "eval") -> Iterator[nn.Module]:
             module.training = flag
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+class StatisticsUpdate:
+    """What one pass in training mode did to the running statistics of batch normalisation: `again` does it once more.
+
+    Some authors' code passes the same batch through the model twice, with the same result but for the running
+    statistics, which move twice. One pass and `again` give the same numbers at half the price. See `noting_statistics`.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._layers = [
+            m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None
+        ]
+        self._before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in self._layers]
+        self._moves: list[tuple[Any, Tensor, Tensor]] = []
+
+    def finish(self) -> None:
+        """The pass is over: note by how much each layer's statistics moved."""
+        for layer, (mean, var) in zip(self._layers, self._before, strict=True):
+            share = self._share(layer)
+            move = (layer.running_mean - (1 - share) * mean, layer.running_var - (1 - share) * var)
+            self._moves.append((share, *move))
+
+    def again(self) -> None:
+        """Move the running statistics once more, as another pass of the same batch would."""
+        for layer, (share, mean, var) in zip(self._layers, self._moves, strict=True):
+            if not layer.track_running_stats:
+                continue
+            layer.num_batches_tracked.data.add_(1)
+            now = self._share(layer)
+            for running, move in ((layer.running_mean, mean), (layer.running_var, var)):
+                running.data.mul_(1 - now).add_(now / share * move)  # .data: a graph may hold the buffer, unused
+
+    @staticmethod
+    def _share(layer: nn.Module) -> Any:
+        """The weight of the newest batch in the running statistics."""
+        return 1 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
+
+
+@contextlib.contextmanager
+def noting_statistics(model: nn.Module) -> Iterator[StatisticsUpdate]:
+    """Note how the one forward pass inside moves the running statistics, to move them `again` later.
+
+    Args:
+        model: any module; layers in evaluation mode do not take part.
+    """
+    update = StatisticsUpdate(model)
+    yield update
+    update.finish()
 
 
 def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -76,10 +76,9 @@ class Threat:
             return lambda x_adv: torch.minimum(torch.maximum(x_adv, lower), upper)
 
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-        low, high = _inside(self.low, x.dtype, +1), _inside(self.high, x.dtype, -1)
 
         def onto_l2(x_adv: Tensor) -> Tensor:
-            x_adv = x_adv.clamp(low, high)
+            x_adv = self.into_box(x_adv)
             delta = x_adv.to(wide) - x.to(wide)
             length = _lengths(delta)
             # A hair inside the sphere, and rounded towards x, so that the result is a member in float64 as well.
@@ -98,6 +97,10 @@ class Threat:
             A tensor like x_adv for which `contains` holds. A member stays as it is.
         """
         return self.projector(x)(x_adv)
+
+    def into_box(self, x: Tensor) -> Tensor:
+        """x with every pixel moved into [low, high]; for methods that leave the ball on purpose."""
+        return x.clamp(_inside(self.low, x.dtype, +1), _inside(self.high, x.dtype, -1))
 
     def random_start(
         self, x: Tensor, rng: Rng | None = None, project: Callable[[Tensor], Tensor] | None = None

@@ -12,7 +12,9 @@ from ..errors import DataError, at_least, bad, is_real
 from ..threat import Threat
 
 
-def input_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def input_gradient(
+    model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], *, differentiable: bool = False
+) -> tuple[Tensor, Tensor]:
     """Gradient of the summed loss with respect to the images, and the logits it was taken at.
 
     The sum, not the mean: an image's gradient then does not depend on the size of its batch. Only the images receive a
@@ -21,14 +23,16 @@ def input_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
     Args:
         model: returns logits (B, K).
         x: (B, C, H, W).
-        loss: a function of the logits that returns one value per image.
+        loss: a function of the logits that returns one value per image, or their sum.
+        differentiable: keep the graph of the gradient, to differentiate it with respect to the parameters.
 
     Returns:
-        gradient (B, C, H, W) and logits (B, K), both detached.
+        gradient (B, C, H, W), detached unless `differentiable`, and logits (B, K), detached.
     """
     x = x.detach().requires_grad_()
     logits = model(x)
-    (gradient,) = torch.autograd.grad(loss(logits.to(x.dtype)).sum(), x)  # under autocast the loss is float32 again
+    value = loss(logits.to(x.dtype)).sum()  # under autocast the loss is float32 again
+    (gradient,) = torch.autograd.grad(value, x, create_graph=differentiable)
     return gradient, logits.detach()
 
 

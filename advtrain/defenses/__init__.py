@@ -8,11 +8,25 @@ from ..defense import Defense
 from ..errors import bad, one_of
 from ..threat import Threat
 from .fast_at import FastAT
+from .fast_bat import FastBAT
 from .fgsm import FGSM
+from .free import Free
+from .gradalign import GradAlign
+from .n_fgsm import NFGSM
+from .nuat import NuAT
 from .pgd import PGD
+from .sat_r1 import SATR1
+from .sat_r2 import SATR2
+from .sat_r3 import SATR3
 from .standard import Standard
+from .trades import TRADES
 
-DEFENSES: dict[str, type[Defense]] = {defense.name: defense for defense in (Standard, FGSM, FastAT, PGD)}
+DEFENSES: dict[str, type[Defense]] = {
+    defense.name: defense
+    for defense in (
+        Standard, FGSM, FastAT, NFGSM, Free, GradAlign, PGD, TRADES, NuAT, SATR1, SATR2, SATR3, FastBAT,
+    )
+}  # fmt: skip
 """Defenses by the name that the command line and run folders use."""
 
 
@@ -41,4 +55,7 @@ def from_config(config: dict[str, Any]) -> Defense:
         bad("config", config, f"a configuration of {name}", str(error))
 
 
-__all__ = ["DEFENSES", "FGSM", "PGD", "Defense", "FastAT", "Standard", "from_config"]
+__all__ = [
+    "DEFENSES", "FGSM", "NFGSM", "PGD", "SATR1", "SATR2", "SATR3", "TRADES", "Defense", "FastAT", "FastBAT", "Free",
+    "GradAlign", "NuAT", "Standard", "from_config",
+]  # fmt: skip
