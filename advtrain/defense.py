@@ -177,6 +177,15 @@ def carry(value: Tensor, parameters: list[Tensor], gradients: list[Tensor]) -> T
     return _Carry.apply(value.detach(), gradients, *parameters)
 
 
+def trained(model: nn.Module) -> list[Tensor]:
+    """The parameters of a model that require a gradient.
+
+    Args:
+        model: the network in training.
+    """
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     """The gradient of a scalar with respect to each of `inputs`, zero for one that it does not depend on.
 
@@ -201,4 +210,4 @@ def number(value: Any, low: float, high: float = math.inf) -> bool:
     )
 
 
-__all__ = ["Batch", "Defense", "Step", "carry", "gradients", "number"]
+__all__ = ["Batch", "Defense", "Step", "carry", "gradients", "number", "trained"]

@@ -14,6 +14,7 @@ import click
 
 from .errors import ArgumentError
 from .modes import BN_MODES
+from .presets import PRESETS
 from .recipe import OPTIMIZERS
 from .schedules import SCHEDULES
 from .threat import NORMS, parse_eps
@@ -23,6 +24,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "norm": NORMS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "code": ("gradalign", "fast-bat"),
     "select": ("last", "best"),
 }
 
@@ -71,6 +73,24 @@ def signature_options(function: Callable[..., Any], skip: Iterable[str] = ()) ->
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in skip
     ]
+
+
+def preset_options(defense: str) -> list[click.Option]:
+    """`--preset`, for a defense that has published recipes: what the recipe says becomes the other options' default."""
+    recipes = {preset.label: preset for preset in PRESETS.values() if preset.defense == defense}
+
+    def use(ctx: click.Context, option: click.Parameter, label: str | None) -> None:
+        if label:
+            recipe = recipes[label]
+            model_option = [f"{key}={value}".lower() for key, value in recipe.model_options.items()]
+            names = {"data_name": recipe.data, "model_name": recipe.model, "model_option": model_option}
+            ctx.default_map = {**names, "eps": recipe.eps, **recipe.options, **recipe.fit}
+
+    text = "A published recipe: its constants are used wherever an option is not given."
+    kind = click.Choice(list(recipes))
+    return [click.Option(["--preset"], type=kind, is_eager=True, expose_value=False, callback=use, help=text)] * bool(
+        recipes
+    )
 
 
 def make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:

@@ -82,6 +82,12 @@ def gradalign(step: int, total: int, per_epoch: int) -> Rate:
     return Rate(_triangle((step + 1) / total, 0.4))
 
 
+def nuat(step: int, total: int, per_epoch: int) -> Rate:
+    """NuAT (Sriramanan et al. 2021): 0 → peak → 0 with the peak after a quarter; momentum 0.9 → 0.8 → 0.9."""
+    height = _triangle(step / total, 0.25)
+    return Rate(height, 0.9 - 0.1 * height)
+
+
 def sat(step: int, total: int, per_epoch: int) -> Rate:
     """SAT regularizers (Vivek and Babu 2020): 1/5, 1/25, 1/125.
 
@@ -109,6 +115,7 @@ SCHEDULES: dict[str, Schedule] = {
     "fast-bat": fast_bat,
     "n-fgsm": fast_bat,
     "gradalign": gradalign,
+    "nuat": nuat,
     "sat": sat,
     "rvs": rvs,
 }

@@ -1,42 +1,15 @@
 """FAST-BAT: fast adversarial training as bi-level optimization (Zhang et al., 2022)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..attacks.gradient import input_gradient
 from ..attacks.losses import cross_entropy
-from ..defense import Batch, Defense, Step, carry, gradients, number
+from ..bilevel import Solution, interior
+from ..defense import Batch, Defense, Step, carry, gradients, number, trained
 from ..modes import attacking, noting_statistics
-
-MARGIN = 1e-7  # a pixel this close to a bound counts as resting on it, as in the authors' code
-
-
-class Solution(NamedTuple):
-    """The lower level solved, and what it contributes to the gradient of the upper level.
-
-    Args:
-        points: the perturbations z, …, δ, δ* before and after each step, (B, C, H, W).
-        slopes: ∇_δ ℓ_atk at each of `points` but the last, with ℓ_atk = -Σ_B CE.
-        mask: H, bool: where δ* is strictly inside its bounds, so that it moves when θ moves.
-        outer: ∇_{δ*} Σ_B CE.
-        lam: λ of the implicit term.
-        loss, logits: mean CE at δ*, and (B, K).
-        direct: ∇_θ of the loss with δ* held fixed, a tensor for each parameter.
-        implicit: the implicit term, -(1/λB) ∇_θ ⟨∇_δ ℓ_atk(θ, δ), H ∘ outer⟩, likewise.
-    """
-
-    points: list[Tensor]
-    slopes: list[Tensor]
-    mask: Tensor
-    outer: Tensor
-    lam: float
-    loss: Tensor
-    logits: Tensor
-    direct: list[Tensor]
-    implicit: list[Tensor]
 
 
 @dataclass
@@ -105,16 +78,13 @@ class FastBAT(Defense):
 
     def solve(self, model, batch: Batch) -> Solution:
         """Solve the lower level for a batch, and take the gradient of the upper level apart. Leaves `.grad` alone."""
-        x, threat, lam, size = batch.x, self.threat, self.lam or 1 / self.alpha, len(batch.x)
-        parameters = trained(model)
+        x, lam, size, parameters = batch.x, self.lam or 1 / self.alpha, len(batch.x), trained(model)
         images, slopes = self.ascend(model, batch, differentiable=True)
         loss, logits = self.upper(model, images[-1].requires_grad_(), batch.y)
         *direct, outer = gradients(loss, [*parameters, images[-1]])
-        star, outer = (images[-1] - x).detach(), outer * size
-        low, high = (threat.low - x).clamp(min=-threat.eps), (threat.high - x).clamp(max=threat.eps)
-        mask = (low + MARGIN < star) & (star < high - MARGIN)
+        points, outer = [(image - x).detach() for image in images], outer * size
+        mask = interior(points[-1], x, self.threat)
         implicit = gradients((slopes[-1] * (mask * outer)).sum() / (-lam * size), parameters)
-        points = [(image - x).detach() for image in images]
         slopes = [slope.detach() for slope in slopes]
         return Solution(points, slopes, mask, outer, lam, loss.detach(), logits.detach(), direct, implicit)
 
@@ -131,15 +101,5 @@ class FastBAT(Defense):
             x_adv = self.ascend(model, batch, differentiable=False)[0][-1]
             return Step(*self.upper(model, x_adv, batch.y), x_adv - batch.x)
         found = self.solve(model, batch)
-        total = torch._foreach_add(found.direct, found.implicit)
-        share = total_norm(found.implicit) / total_norm(total)
-        loss = carry(found.loss, trained(model), total)
-        return Step(loss, found.logits, found.points[-1], {"implicit_share": share})
-
-
-def trained(model) -> list[Tensor]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def total_norm(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors)).norm()
+        loss = carry(found.loss, trained(model), found.gradient)
+        return Step(loss, found.logits, found.points[-1], {"implicit_share": found.share})

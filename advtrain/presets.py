@@ -1,0 +1,153 @@
+"""Published recipes by name: a defense with the constants its authors trained with, and the training around it.
+
+>>> recipe = preset("fast-bat/cifar10-preactresnet18-eps8")
+>>> recipe.make()
+FastBAT(threat=Threat(norm='linf', eps=8/255), label_smoothing=0.0, bn='train', step_size=None, lam=10.0, implicit=True, \
+steps=2)
+>>> recipe.fit["epochs"], recipe.fit["lr"]
+(20, 0.2)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .defense import Defense
+from .defenses import DEFENSES
+from .errors import one_of
+from .threat import Threat, format_eps
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published recipe.
+
+    Args:
+        defense: its name.
+        data, model: names of the data set and of the network of this package that stands for the authors'.
+        eps: radius of the ℓ∞ threat.
+        options: fields of the defense.
+        fit: arguments of `fit`.
+        model_options: options of the network, and its `normalize`.
+        source: paper or code that the constants are from.
+        note: where the recipe here is not what was run there.
+    """
+
+    defense: str
+    data: str
+    model: str
+    eps: float
+    options: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    model_options: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        """Data set, network and radius, such as "cifar10-preactresnet18-eps8"."""
+        radius = format_eps(self.eps).replace("/255", "")
+        return f"{self.data}-{self.model}-eps{radius}"
+
+    @property
+    def name(self) -> str:
+        """The name it is found by, such as "fast-bat/cifar10-preactresnet18-eps8"."""
+        return f"{self.defense}/{self.label}"
+
+    @property
+    def summary(self) -> str:
+        """Options and training in one line."""
+        options = ", ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+                            for key, value in self.options.items())  # fmt: skip
+        return f"{options or 'defaults'}; {self.fit['epochs']} epochs, lr {self.fit['lr']:g}; {self.source}"
+
+    def make(self, **changes: Any) -> Defense:
+        """The defense with these constants.
+
+        Args:
+            **changes: fields that should have another value.
+        """
+        return DEFENSES[self.defense](Threat("linf", self.eps), **{**self.options, **changes})
+
+
+ZHANG = "OPTML-Group/Fast-BAT@926599d, arXiv 2112.12376"
+WONG = "locuslab/fast_adversarial, arXiv 2001.03994"
+VIVEK = "val-iisc/SAT-Rx@c98d84e, arXiv 2002.00614"
+_ALIGNMENT = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.124, 16: 2.0}  # λ of GradAlign by 255 ε
+_SGD = {"batch_size": 128, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+_FAST_BAT = {**_SGD, "epochs": 20, "lr": 0.2, "schedule": "fast-bat", "select": "best"}
+_SAT = {**_SGD, "schedule": "sat", "select": "best"}
+_MNIST = {**_SAT, "epochs": 20, "batch_size": 32, "lr": 0.01}
+_WIDE = {**_SAT, "epochs": 100, "batch_size": 64, "lr": 0.1}
+
+
+def _published() -> list[Preset]:
+    found = []
+
+    def cifar(defense: str, eps: int, options: dict, fit: dict, source: str, note: str = "", **rest: Any) -> None:
+        where = {"data": "cifar10", "model": "preactresnet18", **rest}
+        found.append(Preset(defense, eps=eps / 255, options=options, fit=fit, source=source, note=note, **where))
+
+    cifar("fast-at", 8, {"rel_step": 1.25}, {**_SGD, "epochs": 15, "lr": 0.2, "schedule": "fast-bat"}, WONG)
+    cifar("fgsm", 8, {"rel_step": 1.0}, {**_SGD, "epochs": 15, "lr": 0.2, "schedule": "fast-bat"}, WONG)
+    cifar("free", 8, {"replays": 8}, {**_SGD, "epochs": 11, "lr": 0.04, "schedule": "fast-bat"}, WONG)
+    cifar("fast-at", 16, {"rel_step": 1.25}, _FAST_BAT, ZHANG)
+    for eps in (8, 16):
+        cifar("fast-bat", eps, {}, _FAST_BAT, ZHANG)
+        cifar("pgd", eps, {"steps": 2, "rel_step": 0.5}, _FAST_BAT, ZHANG, "PGD-2-AT")
+    for eps, lam in _ALIGNMENT.items():
+        fit = {**_SGD, "epochs": 30, "lr": 0.3, "schedule": "gradalign"}
+        cifar("gradalign", eps, {"lam": lam}, fit, "tml-epfl/understanding-fast-adv-training, arXiv 2007.02617")
+    for data in ("cifar10", "cifar100"):
+        for eps in range(2, 17, 2):
+            fit = {**_SGD, "epochs": 30, "lr": 0.2, "schedule": "n-fgsm"}
+            cifar("n-fgsm", eps, {}, fit, "pdejorge/N-FGSM, arXiv 2202.01181", data=data)
+    cifar(
+        "nuat", 8, {"lam": 4.0}, {**_SGD, "epochs": 100, "batch_size": 64, "lr": 0.1, "schedule": "nuat", "ema": 0.9998},
+        "val-iisc/NuAT, NuAT_WA_cifar10.py", "NuAT-WA; the authors' network is a ResNet-18 without normalisation",
+        model_options={"normalize": None},
+    )  # fmt: skip
+    wide = {"model": "wideresnet", "model_options": {"normalize": None}}
+    decay = {**_SGD, "weight_decay": 2e-4, "epochs": 76, "lr": 0.1, "schedule": "constant"}
+    found.append(
+        Preset("trades", "cifar10", "wideresnet", 0.031, {"beta": 6.0, "steps": 10, "rel_step": 0.007 / 0.031}, decay,
+               {"depth": 34, "normalize": None}, "yaodongyu/TRADES@6e8e11b, arXiv 1901.08573",
+               "the authors' rate falls to a tenth in the last epoch only"),
+    )  # fmt: skip
+    cifar("sat-r1", 8, {"lam": 0.2, "steps": 3}, _WIDE, VIVEK, **wide)
+    cifar("sat-r2", 8, {"lam": 25.0, "rel_alpha": 0.25}, _WIDE, VIVEK, **wide)
+    cifar("sat-r3", 8, {"lam": 1.0, "tau": 0.6, "rel_eps_low": 0.25, "rel_alpha": 0.25}, _WIDE, VIVEK, **wide)
+    rvs = {**_SGD, "batch_size": 64, "weight_decay": 0.0, "epochs": 286, "lr": 0.1, "schedule": "rvs"}
+    cifar(
+        "rvs", 8, {"kernel_decay": 2e-4}, rvs, "ALLab-Boun/robustness-via-synthesis@877ab92, arXiv 2108.09713",
+        "201,000 steps are 286 epochs of 45,000 images; shortcuts there are padded with zeros, here 1x1 convolutions",
+        model="wideresnet", model_options={"depth": 34, "activation": "leaky_relu", "normalize": "image"},
+    )  # fmt: skip
+    for defense, options, lr in (
+        ("sat-r1", {"lam": 0.2, "steps": 10}, 0.01),
+        ("sat-r2", {"lam": 5.0, "rel_alpha": 1 / 30}, 0.01),
+        ("sat-r3", {"lam": 1.0, "tau": 0.4, "rel_eps_low": 1 / 3, "rel_alpha": 1 / 30}, 0.05),
+    ):
+        found.append(Preset(defense, "mnist", "lenet+", 0.3, options, {**_MNIST, "lr": lr}, {"normalize": None}, VIVEK))
+    return found
+
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _published()}
+"""Published recipes by name."""
+
+
+def preset(name: str) -> Preset:
+    """A published recipe.
+
+    Args:
+        name: one of `PRESETS`: defense, data set, network and radius, such as "sat-r1/mnist-lenet+-eps0.3".
+
+    Raises:
+        ArgumentError: there is none of that name; the message lists those of the same defense.
+    """
+    wanted = str(name).partition("/")[0]
+    near = [other for other in PRESETS if other.partition("/")[0] == wanted]
+    if name not in PRESETS:
+        one_of("preset", name, near or PRESETS)
+    return PRESETS[name]
