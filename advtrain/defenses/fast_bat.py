@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..attacks.gradient import input_gradient
@@ -101,5 +102,7 @@ class FastBAT(Defense):
             x_adv = self.ascend(model, batch, differentiable=False)[0][-1]
             return Step(*self.upper(model, x_adv, batch.y), x_adv - batch.x)
         found = self.solve(model, batch)
-        loss = carry(found.loss, trained(model), found.gradient)
-        return Step(loss, found.logits, found.points[-1], {"implicit_share": found.share})
+        share = found.share
+        torch._foreach_add_(found.direct, found.implicit)  # the whole gradient, in place
+        loss = carry(found.loss, trained(model), found.direct)
+        return Step(loss, found.logits, found.points[-1], {"implicit_share": share})
