@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import replay_rvs
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,10 @@ from advtrain.attacks import losses
 from advtrain.defenses import gradalign as gradalign_module
 from advtrain.rng import Recorded
 
-INPUTS = ("x", "y", "meta", "hp.", "rng.", "param.", "buffer.", "in.", "logits", "mean", "std", "x_pixel")
+INPUTS = (
+    "x", "y", "meta", "hp.", "rng.", "param.", "buffer.", "in.", "logits", "mean", "std", "x_pixel", "feat_x", "feat_y",
+    "onehot", "f32.",
+)  # fmt: skip
 ACTIVATIONS = {"relu": nn.ReLU, "softplus": nn.Softplus, "tanh": nn.Tanh}
 
 
@@ -292,6 +296,10 @@ METHODS: dict[str, Callable[[Fixture], dict[str, Tensor]]] = {
     "SAT-R2": sat_r2,
     "SAT-R3": sat_r3,
     "FAST-BAT": fast_bat,
+    "RvS label smoothing": replay_rvs.label_smoothing,
+    "RvS Sinkhorn loss": replay_rvs.sinkhorn_loss,
+    "RvS one training step": replay_rvs.step,
+    "RvS generator gradients": replay_rvs.generator_gradients,
     "DLR and targeted DLR loss": dlr,
     "learning-rate schedules": schedules,
 }

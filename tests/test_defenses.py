@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import advtrain as at
+from advtrain.modes import noting_statistics
 from advtrain.rng import Recorded
 
 THREATS = [at.Threat("linf", 8 / 255), at.Threat("l2", 0.5)]
@@ -54,6 +55,140 @@ def test_fast_at_without_noise_and_with_a_full_step_is_fgsm_at():
     assert torch.equal(fast.loss, fgsm.loss)
 
 
+def test_free_training_ascends_by_the_gradient_of_the_training_pass_and_hands_the_perturbation_on():
+    """Derived without the package: three replays on one batch, then a smaller batch that takes over its rows."""
+    model, batch = problem()
+    reference, _ = problem()
+    defense, eps = at.defenses.Free(THREATS[0], replays=3), 8 / 255
+    defense.setup(model, (1, 8, 8), torch.device("cpu"))
+    small = at.Batch(batch.x[:4].flip(0), batch.y[:4])
+    delta = torch.zeros_like(batch.x)
+    for part in (batch, batch, batch, small, batch):
+        n = len(part.x)
+        step = defense(model, part, 0.0)
+        model.zero_grad()
+        step.loss.backward()
+        defense.after_backward(model)
+        x_adv = (part.x + delta[:n]).clamp(0, 1).requires_grad_()
+        loss = F.cross_entropy(reference(x_adv), part.y)
+        *by_hand, grad = torch.autograd.grad(loss, [*reference.parameters(), x_adv])
+        assert torch.allclose(step.loss, loss, atol=1e-12) and torch.allclose(step.delta, x_adv - part.x, atol=1e-12)
+        for parameter, theirs in zip(model.parameters(), by_hand, strict=True):
+            assert torch.allclose(parameter.grad, theirs, atol=1e-12)
+        ascended = (x_adv - part.x + eps * grad.sign()).clamp(-eps, eps)
+        delta[:n] = (part.x + ascended).clamp(0, 1).detach() - part.x
+        assert torch.allclose(defense.state_dict()["delta"], delta, atol=1e-12)
+
+
+def test_nuat_is_clean_cross_entropy_and_the_nuclear_norm_of_the_batch_s_change_of_logits():
+    """Derived without the package, singular values by eigenvalues: two batches, since the attack alternates."""
+    model, batch = problem()
+    reference, _ = problem()
+    defense, eps, lam = at.defenses.NuAT(THREATS[0]), 8 / 255, 4.0 * 0.25
+    for number in range(2):
+        step = defense(model, batch, 0.25)
+        ours = gradients(model, step.loss)
+        x, y = batch.x, batch.y
+        clean = reference(x)
+        corner = eps / 2 * batch.rng("noise").uniform(x, -1.0, 1.0).sign()
+        start = (x + corner).clamp(0, 1).requires_grad_()
+        reference.eval()
+        logits = reference(start)
+        harm = F.cross_entropy(logits, y) + number * lam * eigen_nuclear(clean.detach() - logits) / len(x)
+        (grad,) = torch.autograd.grad(harm, start)
+        reference.train()
+        x_adv = x + ((start + eps * grad.sign()).clamp(0, 1) - x).clamp(-eps, eps).detach()
+        logits = reference(x_adv)
+        clean = reference(x)  # a second time, as in the authors' code: the running statistics move thrice
+        loss = F.cross_entropy(clean, y) + lam * eigen_nuclear(clean - logits) / len(x)
+        assert torch.allclose(step.delta, x_adv - x, atol=1e-12) and torch.allclose(step.loss, loss, atol=1e-9)
+        for mine, theirs in zip(ours, gradients(reference, loss), strict=True):
+            assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-9)
+        assert all(torch.allclose(a, b) for a, b in zip(model.buffers(), reference.buffers(), strict=True))
+
+
+def eigen_nuclear(matrix):
+    """Sum of singular values, as the square roots of the eigenvalues of AᵀA."""
+    return torch.linalg.eigvalsh(matrix.T @ matrix).clamp(min=1e-30).sqrt().sum()
+
+
+def test_nuat_s_weight_grows_from_nothing():
+    model, batch = problem()
+    start, end = (at.defenses.NuAT(THREATS[0])(model, batch, progress).loss for progress in (0.0, 0.999))
+    model, _ = problem()
+    at_once = at.defenses.NuAT(THREATS[0], ramp=False)(model, batch, 0.0)
+    assert torch.allclose(start, at_once.logs["natural"]) and end > start
+    assert torch.allclose(at_once.loss, at_once.logs["natural"] + 4 * at_once.logs["nuclear_norm"])
+
+
+def test_sat_r1_regularises_as_many_of_the_last_images_as_it_is_told():
+    """The mean of squared distances over the last n images; FGSM and I-FGSM by this package's own attacks."""
+    for n in (1, 3, 99):
+        model, batch = problem()
+        reference, _ = problem()
+        step = at.defenses.SATR1(THREATS[0], lam=0.5, steps=4, samples=n)(model, batch, 0.0)
+        k = min(n, len(batch.x))
+        x, y = batch.x, batch.y
+        images = [at.attacks.fgsm(reference, x, y, THREATS[0])]
+        images += [
+            at.attacks.i_fgsm(reference, x[i : i + 1], y[i : i + 1], THREATS[0], steps=4) for i in range(6 - k, 6)
+        ]
+        logits = reference(torch.cat(images))
+        gap = sum((logits[i] - logits[i + k]).square().sum() for i in range(6 - k, 6)) / k
+        assert torch.allclose(step.loss, F.cross_entropy(logits[:6], y) + 0.5 * gap, atol=1e-12)
+
+
+def test_n_fgsm_reaches_beyond_the_ball_unless_it_is_clipped_back():
+    model, batch = problem()
+    eps = 8 / 255
+    batch.x = batch.x * 0.4 + 0.3  # away from the pixel box
+    reached = at.defenses.NFGSM(THREATS[0])(model, batch, 0.0).delta.abs().max()
+    assert 2.5 * eps < reached <= 3 * eps + 1e-12 and at.defenses.NFGSM(THREATS[0]).reach == pytest.approx(3 * eps)
+    back = at.defenses.NFGSM(THREATS[0], rel_clip=1.0)
+    assert back(model, batch, 0.0).delta.abs().max() <= eps + 1e-12 and back.reach == pytest.approx(eps)
+
+
+def test_gradalign_with_no_gradient_anywhere_adds_nothing():
+    from advtrain.defenses.gradalign import mean_cosine
+
+    zero, one = torch.zeros(2, 3), torch.ones(2, 3)
+    assert mean_cosine(zero, one) == 1.0
+    mixed = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]], requires_grad=True)
+    cosine = mean_cosine(one, mixed)
+    assert torch.allclose(cosine, torch.tensor(3.0).rsqrt())
+    assert torch.autograd.grad(cosine, mixed)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["sat-r1", "sat-r2"])
+def test_methods_that_compare_logits_refuse_dropout(name):
+    model, batch = problem()
+    noisy = torch.nn.Sequential(torch.nn.Dropout(0.3), model).train()
+    defense = at.defenses.DEFENSES[name](THREATS[0])
+    with pytest.raises(at.errors.ModelError, match=rf"model.0.p=0.3 is not 0, which {name} needs: .*dropout=0"):
+        defense(noisy, batch, 0.0)
+    noisy[0].eval()
+    assert torch.isfinite(defense(noisy, batch, 0.0).loss)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None, 1.0])
+def test_statistics_moved_again_are_those_of_a_second_pass(momentum):
+    layers = [torch.nn.BatchNorm2d(3, momentum=momentum).double() for _ in range(2)]
+    x, other = torch.rand(2, 4, 3, 5, 5, dtype=torch.float64)
+    layers[0](x), layers[0](other), layers[0](x)
+    with noting_statistics(layers[1]) as update:
+        layers[1](x)
+    layers[1](other)
+    update.again()
+    for ours, theirs in zip(layers[1].buffers(), layers[0].buffers(), strict=True):
+        assert torch.allclose(ours.double(), theirs.double(), atol=1e-12)
+    layers[1].eval()
+    with noting_statistics(layers[1]) as update:
+        layers[1](x)
+    before = [buffer.clone() for buffer in layers[1].buffers()]
+    update.again()
+    assert all(torch.equal(a, b) for a, b in zip(before, layers[1].buffers(), strict=True))
+
+
 @pytest.mark.parametrize("bn", ["train", "eval", "batch"])
 def test_running_statistics_move_as_the_bn_mode_says(bn):
     model, batch = problem()
@@ -72,6 +207,22 @@ def test_running_statistics_move_as_the_bn_mode_says(bn):
         (lambda: at.defenses.PGD(THREATS[0], rel_step=-1), "rel_step=-1"),
         (lambda: at.defenses.Standard(THREATS[0], label_smoothing=1.0), r"label_smoothing=1.0 is not in \[0, 1\)"),
         (lambda: at.defenses.FGSM(THREATS[0], bn="training"), "bn='training' is not one of eval, train, batch"),
+        (lambda: at.defenses.SATR1(THREATS[0], lam=0), "lam=0 is not above 0: it is λ"),
+        (lambda: at.defenses.SATR1(THREATS[0], samples=0), "samples=0 is not an integer of at least 1"),
+        (lambda: at.defenses.SATR1(THREATS[1]), "threat.norm='l2' is not linf"),
+        (lambda: at.defenses.SATR2(THREATS[0], lam=-1), "lam=-1 is not above 0"),
+        (lambda: at.defenses.SATR2(THREATS[0], rel_alpha=2), r"rel_alpha=2 is not in \(0, 1\]: it is α/ε"),
+        (lambda: at.defenses.SATR3(THREATS[0], tau=0), r"tau=0 is not in \(0, 1\]: it is τ"),
+        (lambda: at.defenses.SATR3(THREATS[0], tau=1.5), r"tau=1.5 is not in \(0, 1\]"),
+        (lambda: at.defenses.SATR3(THREATS[0], rel_eps_low=1.0), r"rel_eps_low=1.0 is not in \(0, 1\): it is ε_low/ε"),
+        (lambda: at.defenses.NFGSM(THREATS[0], rel_noise=0), "rel_noise=0 is not above 0"),
+        (lambda: at.defenses.NFGSM(THREATS[0], rel_clip=0), "rel_clip=0 is not above 0 or None"),
+        (lambda: at.defenses.Free(THREATS[0], replays=0), "replays=0 is not an integer of at least 1"),
+        (lambda: at.defenses.GradAlign(THREATS[0], lam=0), "lam=0 is not above 0"),
+        (lambda: at.defenses.GradAlign(THREATS[0], code="port"), "code='port' is not one of gradalign, fast-bat"),
+        (lambda: at.defenses.TRADES(THREATS[0], beta=0), "beta=0 is not above 0"),
+        (lambda: at.defenses.TRADES(THREATS[0], start=0), "start=0 is not above 0.*the gradient is zero"),
+        (lambda: at.defenses.NuAT(THREATS[0], rel_noise=1.5), r"rel_noise=1.5 is not in \(0, 1\]"),
         (lambda: at.defenses.from_config({"name": "fastat"}), "did you mean 'fast-at'"),
         (lambda: at.defenses.from_config({"name": "pgd", "threat": {"norm": "linf", "eps": 0.1}, "stepz": 3}), "stepz"),
     ],

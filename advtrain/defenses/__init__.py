@@ -15,6 +15,7 @@ from .gradalign import GradAlign
 from .n_fgsm import NFGSM
 from .nuat import NuAT
 from .pgd import PGD
+from .rvs import RvS
 from .sat_r1 import SATR1
 from .sat_r2 import SATR2
 from .sat_r3 import SATR3
@@ -24,7 +25,7 @@ from .trades import TRADES
 DEFENSES: dict[str, type[Defense]] = {
     defense.name: defense
     for defense in (
-        Standard, FGSM, FastAT, NFGSM, Free, GradAlign, PGD, TRADES, NuAT, SATR1, SATR2, SATR3, FastBAT,
+        Standard, FGSM, FastAT, NFGSM, Free, GradAlign, PGD, TRADES, NuAT, SATR1, SATR2, SATR3, FastBAT, RvS,
     )
 }  # fmt: skip
 """Defenses by the name that the command line and run folders use."""
@@ -57,5 +58,5 @@ def from_config(config: dict[str, Any]) -> Defense:
 
 __all__ = [
     "DEFENSES", "FGSM", "NFGSM", "PGD", "SATR1", "SATR2", "SATR3", "TRADES", "Defense", "FastAT", "FastBAT", "Free",
-    "GradAlign", "NuAT", "Standard", "from_config",
+    "GradAlign", "NuAT", "RvS", "Standard", "from_config",
 ]  # fmt: skip

@@ -1,0 +1,104 @@
+"""The second player of a two-player method: a network of its own, trained against the model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .defense import Defense
+from .errors import bad
+from .parallel import average_buffers, average_gradients
+
+
+class Player:
+    """A network that ascends what the model descends, by SGD with momentum.
+
+    Args:
+        network: whose parameters it owns; trained in place.
+        lr: learning rate, constant.
+        momentum: in [0, 1).
+    """
+
+    def __init__(self, network: nn.Module, *, lr: float, momentum: float):
+        self.network = network
+        self.optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
+
+    def ascend(self, value: Tensor, n: int) -> None:
+        """One step uphill. Nothing but the network's own parameters is given a gradient.
+
+        Several processes take the mean of their gradients, and of the network's running statistics, so that all of
+        them keep the same player.
+
+        Args:
+            value: a scalar that depends on the network; its graph is freed.
+            n: how many images it was computed of.
+        """
+        parameters = list(self.network.parameters())
+        gradients = average_gradients(torch.autograd.grad(-value, parameters), n)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        average_buffers(self.network)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, buffers and momentum, as copies by name."""
+        state = {f"network.{name}": value.detach().clone() for name, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            if (velocity := self.optimizer.state.get(parameter, {}).get("momentum_buffer")) is not None:
+                state[f"momentum.{name}"] = velocity.clone()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ArgumentError: it comes from another network.
+        """
+        parts = {
+            part: {key[len(part) + 1 :]: value for key, value in state.items() if key.startswith(f"{part}.")}
+            for part in ("network", "momentum")
+        }
+        try:
+            self.network.load_state_dict(parts["network"])
+        except RuntimeError as error:
+            bad("state", sorted(state)[:3], f"the state of this {type(self.network).__name__}", str(error))
+        self.optimizer.state.clear()
+        for name, parameter in self.network.named_parameters():
+            if name in parts["momentum"]:
+                velocity = torch.empty_like(parameter, requires_grad=False).copy_(parts["momentum"][name])
+                self.optimizer.state[parameter]["momentum_buffer"] = velocity
+
+
+class TwoPlayers(Defense):
+    """Base of the defenses in which a second network plays against the model: what they remember is that player.
+
+    `setup` makes the player, and `adversary_step` moves it. The options are those of every `Defense`.
+
+    Attributes:
+        player: the second network and its optimizer; None before `setup`.
+    """
+
+    player: ClassVar[Player | None] = None  # of the class, so that it is no field; `setup` sets the object's own
+
+    def ready(self) -> Player:
+        """The player.
+
+        Raises:
+            ArgumentError: `setup` has not been called.
+        """
+        if self.player is None:
+            bad("player", None, "there", f"call {self.name}.setup(model, shape, device) first, as fit does")
+        return self.player
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.player is None else self.player.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self.ready().load_state_dict(state)
+
+
+__all__ = ["Player", "TwoPlayers"]
