@@ -9,7 +9,7 @@ run = at.fit(model, at.defenses.FastAT(threat), data, epochs=30, seed=0)
 print(at.evaluate(run.model, data.test, threat))
 """
 
-from . import attacks, defenses, errors, schedules
+from . import attacks, defenses, errors, experiments, measure, schedules
 from .budget import Budget, budget
 from .cost import Cost, Speed, calibrate, cost
 from .data import Dataset, Split, as_dataset, load_data
@@ -18,7 +18,10 @@ from .errors import AdvtrainError
 from .evaluate import PROTOCOLS, Protocol, evaluate
 from .models import build_model
 from .modes import attacking
+from .presets import PRESETS, Preset, preset
 from .report import Report
+from .reproduce import Check, check_results_file, reproduce
+from .results import Results, Trial, load_results
 from .rng import Rng
 from .runs import Run, load_run, version
 from .threat import Threat
@@ -27,9 +30,11 @@ from .train import fit
 __version__ = version()
 
 __all__ = [
-    "PROTOCOLS", "AdvtrainError", "Batch", "Budget", "Cost", "Dataset", "Defense", "Protocol", "Report", "Rng", "Run",
-    "Speed", "Split", "Step", "Threat", "as_dataset", "attacking", "attacks", "budget", "build_model", "calibrate",
-    "cost", "defenses", "errors", "evaluate", "fit", "load_data", "load_run", "schedules",
+    "PRESETS", "PROTOCOLS", "AdvtrainError", "Batch", "Budget", "Check", "Cost", "Dataset", "Defense", "Preset",
+    "Protocol", "Report", "Results", "Rng", "Run", "Speed", "Split", "Step", "Threat", "Trial", "as_dataset",
+    "attacking", "attacks", "budget", "build_model", "calibrate", "check_results_file", "cost", "defenses",
+    "errors", "evaluate", "experiments", "fit", "load_data", "load_results", "load_run", "measure", "preset",
+    "reproduce", "schedules",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The command line: `advtrain train`, `evaluate`, `list`, `data`. Also `python -m advtrain`.
+"""The command line: `advtrain train`, `evaluate`, `reproduce`, `list`, `data`. Also `python -m advtrain`.
 
 Options are generated from the fields and signatures of the Python API, so that both say the same.
 """
@@ -18,12 +18,14 @@ import click
 from . import data as data_room
 from .attacks import ATTACKS
 from .cli_data import data_group
+from .cli_reproduce import reproduce_command
 from .defenses import DEFENSES
 from .errors import AdvtrainError, ArgumentError
 from .evaluate import PROTOCOLS, evaluate
 from .files import check_writable, write_json
 from .models import MODELS, build_model
-from .options import Radius, field_options, signature_options, summary
+from .options import Radius, field_options, preset_options, signature_options, summary
+from .presets import PRESETS
 from .report import Report
 from .runs import Run, load_run, version
 from .schedules import SCHEDULES
@@ -68,6 +70,7 @@ class _Train(click.Group):
             if option.name == "norm":
                 option.default, option.required = "linf", False
         general = [
+            *preset_options(name),
             click.Option(
                 ["--data", "data_name"],
                 default="digits",
@@ -211,15 +214,18 @@ def evaluate_command(
 
 
 @main.command("list")
-@click.argument("what", type=click.Choice(["defenses", "attacks", "models", "data", "schedules"]), required=False)
+@click.argument(
+    "what", type=click.Choice(["defenses", "attacks", "models", "data", "schedules", "presets"]), required=False
+)
 def list_command(what: str | None) -> None:
-    """List defenses, attacks, models, data sets and schedules, each with one line of explanation."""
+    """List defenses, attacks, models, data sets, schedules and presets, each with one line of explanation."""
     rooms = {
         "defenses": {name: summary(defense) for name, defense in DEFENSES.items()},
         "attacks": {name: summary(attack) for name, attack in ATTACKS.items()},
         "models": {name: entry.summary for name, entry in MODELS.items()},
         "data": {name: source.summary for name, source in data_room.SOURCES.items()},
         "schedules": {name: summary(schedule) for name, schedule in SCHEDULES.items()},
+        "presets": {name: preset.summary for name, preset in PRESETS.items()},
     }
     for room, entries in rooms.items():
         if what in (None, room):
@@ -230,6 +236,7 @@ def list_command(what: str | None) -> None:
 
 
 main.add_command(data_group)
+main.add_command(reproduce_command)
 
 
 def _model_options(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -69,8 +69,13 @@ PROTOCOLS: dict[str, Protocol] = {
 """Protocols by name: ours, and those of the papers."""
 
 
+def count_correct(model: nn.Module, split: Split, attack: Any = None, **options: Any) -> int:
+    """How many images of `split` the model classifies correctly; arguments as of `find_correct`."""
+    return int(find_correct(model, split, attack, **options).sum())
+
+
 @torch.no_grad()
-def count_correct(
+def find_correct(
     model: nn.Module,
     split: Split,
     attack: Callable[[Tensor, Tensor, Rng], Tensor] | None = None,
@@ -78,19 +83,19 @@ def count_correct(
     batch_size: int = 512,
     seed: int = 0,
     tick: Callable[[int], Any] = lambda n: None,
-) -> int:
-    """How many images of `split` the model, in evaluation mode, classifies correctly after `attack(x, y, rng)`."""
+) -> Tensor:
+    """Which images of `split` the model, in evaluation mode, classifies correctly after `attack(x, y, rng)`: (N,)."""
     device, dtype = place(model)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    correct = []
     with evaluating(model):
         for number, first in enumerate(range(0, len(split), batch_size)):
             part = split[first : first + batch_size].to(device)
             x, y = part.images(dtype=dtype), part.y
             if attack is not None:
                 x = attack(x, y, Rng(seed, "evaluate", number))
-            correct += (model(x).argmax(1) == y).sum()
+            correct.append(model(x).argmax(1) == y)
             tick(len(y))
-    return int(correct)
+    return torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool)
 
 
 def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
@@ -165,6 +170,6 @@ def evaluate(
     with progress_bar(progress, total=len(plan) * len(split), unit="img", desc="evaluate") as bar:
         for name, attack, details in plan:
             bar.set_description(f"evaluate {name}")
-            correct = count_correct(model, split, attack, batch_size=batch_size, seed=seed, tick=bar.update)
-            report.rows.append(Row(name, correct, len(split), details))
+            correct = find_correct(model, split, attack, batch_size=batch_size, seed=seed, tick=bar.update).cpu()
+            report.rows.append(Row(name, int(correct.sum()), len(split), details, correct))
     return report

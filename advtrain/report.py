@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
+
+import numpy
+from torch import Tensor
 
 from .errors import bad, one_of
 from .threat import Threat, format_eps
@@ -20,12 +24,14 @@ class Row:
         correct: how many are classified correctly after it.
         total: how many there are.
         details: the attack's settings in words.
+        verdicts: (total,) bool: for each image whether it is classified correctly; None of a report read from a file.
     """
 
     name: str
     correct: int
     total: int
     details: str = ""
+    verdicts: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def accuracy(self) -> float:
@@ -36,6 +42,17 @@ class Row:
     def interval(self) -> tuple[float, float]:
         """95% Wilson score interval for the accuracy on the distribution that the images were drawn from."""
         return wilson(self.correct, self.total)
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the verdicts, one bit for each image: equal only if every image met the same one."""
+        if self.verdicts is None:
+            return None
+        return hashlib.sha256(numpy.packbits(self.verdicts.cpu().numpy()).tobytes()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, counts and details, without the verdicts."""
+        return {"name": self.name, "correct": self.correct, "total": self.total, "details": self.details}
 
 
 @dataclass
@@ -68,7 +85,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; `Report.from_dict` reads them."""
-        return {"threat": asdict(self.threat), "rows": [asdict(row) for row in self.rows], "notes": self.notes}
+        return {"threat": asdict(self.threat), "rows": [row.to_dict() for row in self.rows], "notes": self.notes}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Report:

@@ -46,13 +46,14 @@ def test_files_stay_short_enough_to_read():
 
 FLOORS = [
     ["errors", "files", "rng", "interrupt", "progress", "schedules", "pictures", "widgets"],
-    ["threat", "modes"],
+    ["threat", "modes", "batchnorm", "transport"],
     ["checks", "models", "dataset", "data_sources", "data_user", "data", "loader"],
-    ["attacks"],
-    ["defense"],
+    ["attacks", "measure", "bilevel", "features", "synthesis"],
+    ["defense", "parallel", "player"],
     ["defenses"],
-    ["report", "monitor", "keeper", "recipe", "evaluate", "runs", "loop", "train", "cost", "budget"],
-    ["options", "cli_data", "cli", "__main__", "__init__"],
+    ["report", "monitor", "keeper", "recipe", "evaluate", "presets", "runs", "loop", "train", "cost", "budget"],
+    ["experiments", "paired", "results", "result_checks", "result_table", "workers", "trials", "reproduce"],
+    ["options", "cli_data", "cli_reproduce", "cli", "__main__", "__init__"],
 ]
 
 

@@ -52,7 +52,7 @@ def test_provenance_names_everything_that_made_the_figures(run):
 
 def test_every_defense_survives_json():
     for name, defense in at.defenses.DEFENSES.items():
-        made = defense(at.Threat("linf", 8 / 255), label_smoothing=0.2)
+        made = defense(at.Threat("linf", 8 / 255), bn="batch")
         assert at.defenses.from_config(json.loads(json.dumps(made.config))) == made and made.config["name"] == name
 
 

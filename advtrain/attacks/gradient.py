@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from ..batchnorm import TwiceDifferentiable
 from ..checks import check_images, check_labels, check_model, check_threat
 from ..errors import DataError, at_least, bad, is_real
 from ..threat import Threat
@@ -30,7 +32,8 @@ def input_gradient(
         gradient (B, C, H, W), detached unless `differentiable`, and logits (B, K), detached.
     """
     x = x.detach().requires_grad_()
-    logits = model(x)
+    with TwiceDifferentiable() if differentiable else contextlib.nullcontext():
+        logits = model(x)
     value = loss(logits.to(x.dtype)).sum()  # under autocast the loss is float32 again
     (gradient,) = torch.autograd.grad(value, x, create_graph=differentiable)
     return gradient, logits.detach()

@@ -1,0 +1,119 @@
+"""The command `advtrain reproduce`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from time import process_time
+
+import click
+
+from .cost import Speed, calibrate, cost
+from .errors import AdvtrainWarning, ArgumentError, FileError
+from .experiments import Experiment, load, names
+from .models import build_model
+from .reproduce import check_results_file, reproduce
+from .trials import data_of, judged, one_thread
+
+
+@click.command("reproduce", short_help="Make the results of an experiment, and the table from them.")
+@click.argument("name", metavar="EXPERIMENT", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="The results file; by default runs/EXPERIMENT.json.")
+@click.option("--root", help="The data folder; by default ADVTRAIN_DATA, or the user's cache.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), help="Runs made at the same time; one per CPU core, or one on a GPU."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
+@click.option("--method", "methods", multiple=True, metavar="LABEL", help="Only this method; may be repeated.")
+@click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; may be repeated.")
+@click.option("--fresh", is_flag=True, help="Make all runs anew, also those that are in the file.")
+@click.option("--time-limit", type=float, metavar="MINUTES", help="Stop after so many minutes; the next call goes on.")
+@click.option("--list", "show_list", is_flag=True, help="Show the experiments that come with the package.")
+@click.option("--check", "check_path", type=click.Path(path_type=Path), help="Make one run of a results file again.")
+def reproduce_command(
+    name: str | None,
+    out: Path | None,
+    root: str | None,
+    workers: int | None,
+    device: str,
+    methods: tuple[str, ...],
+    seeds: tuple[int, ...],
+    fresh: bool,
+    time_limit: float | None,
+    show_list: bool,
+    check_path: Path | None,
+) -> None:
+    """Make all runs of EXPERIMENT, a name or a .toml file, write them to a results file, and show the table.
+
+    The file is written after every run, and the same command goes on where an earlier one ended. The status is 0 if the
+    file then has all runs that were asked for, none of them failed; 130 after Ctrl-C; 1 otherwise.
+
+    \b
+        advtrain reproduce --list
+        advtrain reproduce digits
+        advtrain reproduce --check runs/digits.json
+    """
+    if (name is not None) + show_list + (check_path is not None) != 1:
+        raise click.UsageError("name an experiment, or say --list, or --check FILE")
+    if show_list:
+        for shipped in names():
+            click.echo(describe(load(shipped), root))
+    elif check_path is not None:
+        check = check_results_file(check_path, root=root, device=device)
+        click.echo(check)
+        sys.exit(0 if check.agrees else 1)
+    else:
+        experiment = load(name)
+        place = out or Path("runs") / f"{experiment.name}.json"
+        try:
+            results = reproduce(
+                experiment, out=place, root=root, workers=workers, device=device, methods=methods, seeds=seeds,
+                fresh=fresh, time_limit=time_limit, tell=click.echo,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            click.echo(f"interrupted; finished runs are in {place}, and the same command goes on from there", err=True)
+            sys.exit(130)
+        click.echo(results)
+        wanted = {plan.key for plan in experiment.plan(methods, seeds)}
+        made = [run for run in results.runs if run.key in wanted]
+        if left := len(wanted) - len(made):
+            click.echo(f"time is up: {left} runs are still to be made; the same command goes on", err=True)
+        sys.exit(1 if left or not all(run.finished for run in made) else 0)
+
+
+def describe(experiment: Experiment, root: str | None = None) -> str:
+    """An experiment in two lines: its title, how many runs it has, and what they cost."""
+    runs = len(experiment.plan())
+    head = f"{experiment.name}: {experiment.title}\n  {len(experiment.methods)} methods, {runs} runs"
+    try:
+        forwards, seconds = estimate(experiment, root)
+    except (FileError, ArgumentError) as error:
+        return f"{head}; {error}"
+    duration = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
+    return f"{head}, about {forwards:.1g} forward-equivalents of an image: {duration} on one core of this CPU"
+
+
+def estimate(experiment: Experiment, root: str | None = None) -> tuple[float, float]:
+    """What the runs cost: forward-equivalents of one image, and seconds on one core; training, validation, judging."""
+    plan = experiment.plan()[0]
+    data = data_of(plan.config, root)
+    model = build_model(**experiment.model, data=data)
+    protocol = experiment.judge["protocol"]
+    # An attack's step is a forward pass and one back to the image. FGSM has one of them; each verdict one pass more.
+    judge = len(judged(data, experiment.judge)) * (4 + protocol["restarts"] * (2 * protocol["steps"] + 1))
+    speeds: dict[int, Speed] = {}
+    forwards = seconds = 0.0
+    for method in experiment.methods:
+        fit, found = method.fit, cost(method.defense, model, data, batch_size=8)
+        size = fit["batch_size"]
+        if size not in speeds:
+            with warnings.catch_warnings(), one_thread("cpu"):
+                warnings.simplefilter("ignore", AdvtrainWarning)  # a rough figure will do
+                speeds[size] = calibrate(model, data, batch_size=size, device="cpu", seconds=0.5, clock=process_time)
+        validated = fit["epochs"] // fit["validate_every"] if fit["validate_every"] and data.val is not None else 0
+        passes = judge + validated * len(data.val or ()) * (5 + 2 * fit["val_steps"])
+        forwards += found.forwards * fit["epochs"] * len(data.train) + passes
+        seconds += fit["epochs"] * len(data.train) / size * speeds[size].seconds(found)
+        seconds += passes / size * speeds[size].forward
+    return forwards * len(experiment.seeds), seconds * len(experiment.seeds)

@@ -1,0 +1,165 @@
+"""One run of an experiment: from its configuration to what a results file says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import json
+import math
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .cost import cost
+from .data import Dataset, Split, load_data
+from .defenses import from_config
+from .errors import AdvtrainWarning, DataError
+from .evaluate import Protocol, evaluate
+from .models import build_model
+from .recipe import find_device
+from .results import six_digits
+from .runs import Run, provenance
+from .threat import Threat
+from .train import fit
+
+LONGEST = 100
+"""Epochs in a history; of longer trainings about so many are kept."""
+
+
+def make_trial(config: dict[str, Any], root: str | None, device: str) -> dict[str, Any]:
+    """Train, judge and describe one run; an error is described, too.
+
+    Args:
+        config: of a `Plan`.
+        root: the data folder.
+        device: where to train.
+
+    Returns:
+        The fields of a `Trial` that the run decides.
+    """
+    try:
+        with one_thread(device):
+            found = _make(config, root, device)
+    except Exception as error:  # whatever it is, the other runs go on
+        found = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
+    return {**found, "date": now()}
+
+
+def _make(config: dict[str, Any], root: str | None, device: str) -> dict[str, Any]:
+    seed, options, judge = config["seed"], config["fit"], config["judge"]
+    data = data_of(config, root)
+    defense = from_config(config["defense"])
+    model = build_model(**config["model"], data=data, seed=seed)
+    forwards = _forwards(json.dumps(config["defense"]), json.dumps(config["model"]), json.dumps(config["data"]), root)
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AdvtrainWarning)  # they are in the notes
+        run = fit(model, defense, data, **options, seed=seed, device=device, progress=False)
+    if run.status == "interrupted":
+        raise KeyboardInterrupt
+    trained = time.perf_counter()
+    report = evaluate(
+        run.model, judged(data, judge), Threat(**judge["threat"]), protocol=Protocol(**judge["protocol"]),
+        batch_size=judge["batch_size"], seed=seed, progress=False,
+    )  # fmt: skip
+    seconds = {"train": round(trained - started, 2), "judge": round(time.perf_counter() - trained, 2)}
+    return {
+        "rows": {
+            row.name: {"correct": row.correct, "total": row.total, "details": row.details, "verdicts": row.digest}
+            for row in report.rows
+        },
+        "notes": run.notes, "history": columns(run), "logs": own_logs(run), "best_epoch": run.best_epoch,
+        "seconds": seconds, "forwards": six_digits(forwards),
+        "forwards_total": round(forwards * options["epochs"] * len(data.train)),
+    }  # fmt: skip
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str, val: float | int, seed: int, root: str | None) -> Dataset:
+    return load_data(name, val=val, seed=seed, root=root)
+
+
+def data_of(config: dict[str, Any], root: str | None) -> Dataset:
+    """The data of a run, loaded once for all runs of a seed."""
+    return _load(config["data"]["name"], config["data"]["val"], config["seed"], root)
+
+
+def judged(data: Dataset, judge: dict[str, Any]) -> Split:
+    """The images that a run is judged by."""
+    split = getattr(data, judge["split"])
+    if split is None:
+        raise DataError(f"{data.name} has no images for split={judge['split']!r}")
+    return split[: judge["limit"]] if judge["limit"] else split
+
+
+@functools.cache
+def _forwards(defense: str, model: str, data: str, root: str | None) -> float:
+    """Forward-equivalents of a mini-batch, counted once for all seeds."""
+    loaded = data_of({"data": json.loads(data), "seed": 0}, root)
+    net = build_model(**json.loads(model), data=loaded)
+    return cost(from_config(json.loads(defense)), net, loaded, batch_size=8).forwards
+
+
+def columns(run: Run) -> dict[str, list[Any]]:
+    """The history as a list for each figure, of about `LONGEST` epochs at most."""
+    step = math.ceil(len(run.history) / LONGEST)
+    kept = [record for record in run.history if record["epoch"] % step == 0 or record is run.history[-1]]
+    names = dict.fromkeys(key for record in run.history for key in record)
+    return {name: [six_digits(record.get(name)) for record in kept] for name in names}
+
+
+def own_logs(run: Run) -> dict[str, float | None]:
+    """What the defense itself logged in the last epoch."""
+    common = {"epoch", "loss", "accuracy", "lr", "seconds", "val_clean", "val_fgsm", "val_pgd"}
+    return {key: six_digits(value) for key, value in run.history[-1].items() if key not in common}
+
+
+@contextlib.contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """On a CPU one thread: sums then have one order, whatever the machine and however many runs are made at once."""
+    before = torch.get_num_threads()
+    if find_device(device).type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def now() -> str:
+    """Date and time, UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def call_provenance(device: torch.device, workers: int) -> dict[str, Any]:
+    """Where the runs of one call come from: command, commit, machine, versions, dates."""
+    found = provenance(0, device)
+    return {
+        "command": found["command"],
+        "commit": found["commit"],
+        "start": now(),
+        "end": now(),
+        "device": found["device"],
+        "devices": torch.cuda.device_count() if device.type == "cuda" else 1,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "workers": workers,
+        "threads": 1 if device.type == "cpu" else found["threads"],
+        **{key: found[key] for key in ("python", "system", "versions")},
+    }
+
+
+def cpu_name() -> str:
+    """The model of the CPU, as far as the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,78 @@
+"""Batch normalisation for second-order terms: the same values and derivatives as PyTorch's, by one formula."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import advtrain as at
+from advtrain.batchnorm import TwiceDifferentiable
+
+
+def second_order(x, v, weight, bias, momentum=0.1, also_parameters=False):
+    """Derivatives of ⟨v, ∇_x loss⟩ (and, if asked, of the parameters' gradients too), and the running statistics."""
+    running = torch.zeros(x.shape[1], dtype=x.dtype), torch.ones(x.shape[1], dtype=x.dtype)
+    y = F.batch_norm(x, *running, weight, bias, training=True, momentum=momentum)
+    inputs = [t for t in (x, weight, bias) if t is not None]
+    loss = (y.sin() * torch.linspace(-1, 2, y.numel(), dtype=x.dtype).view_as(y)).sum()
+    first = torch.autograd.grad(loss, inputs, create_graph=True)
+    value = (first[0] * v).sum()
+    if also_parameters:
+        value = value + sum((grad * grad.detach().cos()).sum() for grad in first[1:])
+    return [y, *first, *torch.autograd.grad(value, inputs), *running]
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 5), (6, 3), (2, 3, 7), (2, 3, 2, 3, 2)], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("also_parameters", [False, True])
+def test_values_and_both_derivatives_equal_pytorch_s(shape, affine, also_parameters):
+    rng = at.Rng(0)
+    x, v = (rng.normal(torch.empty(shape, dtype=torch.float64)) for _ in range(2))
+    x.requires_grad_()
+    weight, bias = (rng.normal(torch.empty(3, dtype=torch.float64)).requires_grad_() for _ in range(2))
+    given = (x, v, weight, bias) if affine else (x, v, None, None)
+    theirs = second_order(*given, also_parameters=also_parameters)
+    with TwiceDifferentiable():
+        ours = second_order(*given, also_parameters=also_parameters)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() <= 1e-12 * (1 + b.abs().max())
+
+
+def test_the_formula_passes_a_numerical_check():
+    with TwiceDifferentiable():
+        inputs = [at.Rng(i).normal(torch.empty(s, dtype=torch.float64)).requires_grad_() for i, s in
+                  enumerate([(3, 2, 2, 2), (2,), (2,)])]  # fmt: skip
+        assert torch.autograd.gradgradcheck(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), inputs)
+
+
+def test_bfloat16_activations_with_float32_parameters_give_the_float32_result_roughly():
+    rng = at.Rng(0)
+    x, v = (rng.normal(torch.empty(8, 3, 6, 6)) for _ in range(2))
+    weight, bias = torch.ones(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        image = x.to(dtype).requires_grad_()
+        with TwiceDifferentiable():
+            y = F.batch_norm(image, None, None, weight, bias, training=True)
+            (grad,) = torch.autograd.grad(y.float().sin().sum(), image, create_graph=True)
+            results.append(torch.autograd.grad((grad.float() * v).sum(), [image, weight]))
+    assert results[1][0].dtype == torch.bfloat16 and results[1][1].dtype == torch.float32
+    for a, b in zip(*results, strict=True):
+        assert (a - b.float()).norm() <= 0.05 * a.norm()
+
+
+def test_evaluation_mode_and_a_single_value_per_channel_are_left_to_pytorch():
+    layer = torch.nn.BatchNorm1d(3)
+    with TwiceDifferentiable():
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+            layer(torch.rand(1, 3))
+        layer.eval()
+        assert torch.equal(layer(torch.ones(1, 3)), torch.ones(1, 3) / (1 + layer.eps) ** 0.5)
+
+
+def test_third_derivatives_are_refused_not_wrong():
+    x = torch.rand(4, 2, dtype=torch.float64, requires_grad=True)
+    with TwiceDifferentiable():
+        y = F.batch_norm(x, None, None, training=True)
+        (first,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="create_graph=True is not available"):
+        torch.autograd.grad(first.square().sum(), x, create_graph=True)

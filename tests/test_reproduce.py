@@ -1,0 +1,390 @@
+"""Experiments: refused before anything trains, made the same by any number of workers, resumed after any end."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+import advtrain as at
+from advtrain import experiments
+from advtrain.cli import main, run
+from advtrain.experiments.checks import make_defense
+from advtrain.reproduce import check_results_file, reproduce
+from advtrain.trials import columns
+from advtrain.workers import Crash, in_workers
+
+TINY = """
+title = "Tiny"
+seeds = [0, 1]
+
+[data]
+name = "digits"
+
+[model]
+name = "small-cnn"
+width = 4
+
+[threat]
+norm = "linf"
+eps = "25.5/255"
+
+[fit]
+epochs = 2
+val_steps = 2
+
+[judge]
+protocol = { steps = 2, restarts = 1 }
+limit = 50
+
+[[method]]
+name = "fast"
+defense = "fast-at"
+
+[[method]]
+name = "pgd-2"
+defense = "pgd"
+options = { steps = 2, rel_step = 0.5 }
+threat = { eps = 0.2 }
+
+[[compare]]
+a = "pgd-2"
+b = "fast"
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("experiment") / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tiny):
+    """The results file, made in this process."""
+    out = tiny.with_name("made.json")
+    reproduce(tiny, out=out, workers=0)
+    return out
+
+
+def rows(results):
+    return {(run.method, run.seed): (run.rows, run.notes, run.best_epoch) for run in results.runs}
+
+
+def histories(results):
+    return [{key: value for key, value in run.history.items() if key != "seconds"} for run in results.runs]
+
+
+def test_a_run_is_what_the_python_api_gives(made):
+    results = at.load_results(made)
+    data = at.load_data("digits", seed=1)
+    model = at.build_model("small-cnn", data, width=4, seed=1)
+    threat = at.Threat("linf", 0.1)
+    defense = at.defenses.PGD(at.Threat("linf", 0.2), steps=2, rel_step=0.5)
+    here = at.fit(model, defense, data, epochs=2, val_steps=2, seed=1)
+    protocol = at.Protocol(steps=2, restarts=1)
+    report = at.evaluate(here.model, data.test[:50], threat, protocol=protocol, seed=1)
+    there = next(run for run in results.runs if (run.method, run.seed) == ("pgd-2", 1))
+    assert [(row.name, row.correct, row.digest) for row in report.rows] == [
+        (name, row["correct"], row["verdicts"]) for name, row in there.rows.items()
+    ]
+    assert there.history["loss"] == [float(f"{record['loss']:.6g}") for record in here.history]
+    forwards = at.cost(defense, model, data, batch_size=8).forwards
+    assert there.forwards == pytest.approx(forwards, rel=1e-5)
+    assert there.forwards_total == round(forwards * 2 * len(data.train))
+    assert [(run.seed, run.method) for run in results.runs] == [(0, "fast"), (0, "pgd-2"), (1, "fast"), (1, "pgd-2")]
+    (call,) = results.provenance
+    assert call["threads"] == 1 and call["cpu"] and call["versions"]["torch"] == at.runs.torch.__version__
+
+
+def test_two_workers_give_the_same_to_the_last_bit(tiny, made):
+    results, one = reproduce(tiny, out=tiny.with_name("two.json"), workers=2), at.load_results(made)
+    assert rows(results) == rows(one) and histories(results) == histories(one)
+    assert at.load_results(tiny.with_name("two.json")) == results and results.provenance[0]["workers"] == 2
+
+
+def wait_for(condition, process):
+    until = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_ctrl_c_and_kill_lose_no_finished_run(tiny, made):
+    """Interrupted, then killed with no chance to tidy up: what was finished is kept, and the end is the same."""
+    out = tiny.with_name("killed.json")
+    command = [sys.executable, "-m", "advtrain", "reproduce", tiny, "--out", out, "--workers", "1"]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    first = subprocess.Popen(command, **piped)
+    wait_for(out.exists, first)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
+    _, error = first.communicate(timeout=60)
+    assert first.returncode == 130 and "the same command goes on" in error and "Traceback" not in error
+    after_first = at.load_results(out).runs
+    assert 1 <= len(after_first) < 4
+
+    second = subprocess.Popen(command, **piped)
+    wait_for(lambda: len(at.load_results(out).runs) > len(after_first), second)
+    second.kill()
+    second.communicate(timeout=60)  # returns when the worker has closed its end of the pipes: it ends with its parent
+    after_second = at.load_results(out).runs
+    assert after_second[: len(after_first)] == after_first
+
+    told = []
+    results = reproduce(tiny, out=out, workers=0, tell=told.append)
+    assert rows(results) == rows(at.load_results(made)) and not results.missing
+    assert results.runs[: len(after_second)] == after_second and told[0].startswith(f"{len(after_second)} runs are in")
+    before = out.read_bytes()
+    reproduce(tiny, out=out, workers=0)
+    assert out.read_bytes() == before  # nothing left to do
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_a_killed_worker_costs_its_own_task_alone():
+    me = "__import__('os').getpid()"
+    tasks = [("1 + 1",), (f"__import__('os').kill({me}, 9)",), ("2 + 2",)]
+    found = dict(in_workers(eval, tasks, 1))
+    assert found == {0: 2, 1: Crash("the process of this run was killed by SIGKILL"), 2: 4}
+
+
+def test_time_limits_end_workers():
+    started = time.monotonic()
+    assert list(in_workers(eval, [("__import__('time').sleep(600)",)], 1, deadline=started + 0.1)) == []
+    assert time.monotonic() - started < 60
+
+
+def test_a_crash_is_recorded_and_tried_again(tiny, made, tmp_path, monkeypatch):
+    def crash(function, tasks, count, *, deadline):
+        yield 0, Crash("the process of this run was killed by SIGKILL")
+
+    out = tmp_path / "r.json"
+    monkeypatch.setattr(sys.modules["advtrain.reproduce"], "in_workers", crash)
+    results = reproduce(tiny, out=out, workers=1, methods=["fast"], seeds=[1])
+    assert [(run.method, run.seed, run.status) for run in results.runs] == [("fast", 1, "failed")]
+    assert "Failed: fast, seed 1: the process of this run was killed" in str(at.load_results(out))
+    again = reproduce(tiny, out=out, workers=0, methods=["fast"], seeds=[1])
+    assert again.runs[0].finished and rows(again).items() <= rows(at.load_results(made)).items()
+
+
+def test_a_run_that_raises_is_recorded_and_the_others_are_made(tmp_path):
+    text = TINY.replace("seeds = [0, 1]", "seeds = [0]") + '[[method]]\nname = "wild"\ndefense = "fgsm"\n'
+    (tmp_path / "wild.toml").write_text(text + "fit = { lr = 1e30 }\n")
+    arguments = ["reproduce", str(tmp_path / "wild.toml"), "--out", str(tmp_path / "r.json"), "--workers", "0"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "wild, seed 0: failed: TrainingError: " in result.output
+    results = at.load_results(tmp_path / "r.json")
+    assert [run.status for run in results.runs] == ["finished", "finished", "failed"] and not results.missing
+    assert results.table()[2]["failed"] == 1 and results.table()[2]["clean"] is None
+
+
+def test_a_changed_experiment_makes_what_has_changed(tiny, made, tmp_path):
+    out = tmp_path / "r.json"
+    out.write_bytes(made.read_bytes())
+    changed = tmp_path / "tiny.toml"
+    changed.write_text(TINY.replace("steps = 2, rel_step = 0.5", "steps = 1, rel_step = 1"))
+    told = []
+    results = reproduce(changed, out=out, workers=0, seeds=[0], tell=told.append)
+    assert "2 runs in" in told[0] and "before" in told[0] and "[1/1] pgd-2, seed 0" in told[-1]
+    assert results.runs[0] == at.load_results(made).runs[0] and results.missing == 1
+    assert (tmp_path / "r.before.json").read_bytes() == made.read_bytes()
+    with pytest.raises(at.errors.FileError, match="holds the results of 'tiny', not of 'digits'"):
+        reproduce("digits", out=out)
+
+
+def test_the_command_line_says_when_time_is_up(tiny, tmp_path):
+    arguments = ["reproduce", str(tiny), "--out", str(tmp_path / "r.json"), "--workers", "0", "--time-limit", "1e-9"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "time is up: 4 runs are still to be made" in result.output
+
+
+def tampered(made, tmp_path, change):
+    value = json.loads(made.read_text())
+    for entry in value["runs"]:
+        entry["forwards_total"] = 1 if (entry["method"], entry["seed"]) == ("fast", 1) else 2
+    change(value)
+    (tmp_path / "t.json").write_text(json.dumps(value))
+    return tmp_path / "t.json"
+
+
+def test_check_confirms_a_true_file_and_no_other(made, tmp_path):
+    def of(value):
+        return next(run for run in value["runs"] if (run["method"], run["seed"]) == ("fast", 1))
+
+    def count(by):
+        return lambda value: of(value)["rows"]["clean"].update(correct=of(value)["rows"]["clean"]["correct"] + by)
+
+    def verdicts(value):
+        of(value)["rows"]["pgd"]["verdicts"] = "0" * 64
+
+    def elsewhere(value):
+        verdicts(value)
+        value["provenance"][0]["versions"]["torch"] = "1.0"
+
+    def far(value):
+        elsewhere(value)
+        of(value)["rows"]["pgd"]["correct"] = 50 if of(value)["rows"]["pgd"]["correct"] < 25 else 0
+
+    expected = [
+        (lambda value: None, True, "confirmed: every image meets the same verdict"),
+        (count(-1), False, "its other figures are not theirs: clean"),
+        (verdicts, False, "NOT confirmed, with the same versions"),
+        (elsewhere, True, r"confirmed within the 95% intervals, not image by image (another versions)"),
+        (far, False, "NOT confirmed (another versions): outside the 95% interval for pgd"),
+    ]
+    for change, agrees, words in expected:
+        check = check_results_file(tampered(made, tmp_path, change), workers=0)
+        assert (check.trial.method, check.trial.seed) == ("fast", 1)
+        assert check.agrees == agrees and words in str(check)
+
+
+def test_check_on_the_command_line_says_so_by_its_status(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "advtrain.cli_reproduce.check_results_file",
+        lambda path, **options: check_results_file(path, workers=0, **options),
+    )
+    assert CliRunner().invoke(main, ["reproduce", "--check", str(made)]).exit_code == 0
+    wrong = tampered(made, tmp_path, lambda value: value["runs"][2]["rows"]["pgd"].update(verdicts="0" * 64))
+    result = CliRunner().invoke(main, ["reproduce", "--check", str(wrong)])
+    assert result.exit_code == 1 and "NOT confirmed" in result.output
+
+
+def test_list_shows_what_comes_with_the_package_and_its_cost(data_folder):
+    output = CliRunner().invoke(main, ["reproduce", "--list"], catch_exceptions=False).output
+    for name in experiments.names():
+        shipped = experiments.load(name)
+        assert f"{name}: {shipped.title}" in output and f"{len(shipped.plan())} runs" in output
+    assert "forward-equivalents" in output and "advtrain data fetch mnist" in output
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_shipped_experiments_say_why(name):
+    shipped = experiments.load(name)
+    assert shipped.about and shipped.compare and all(comparison.why for comparison in shipped.compare)
+    assert len({plan.key for plan in shipped.plan()}) == len(shipped.methods) * len(shipped.seeds)
+    assert json.loads(json.dumps(shipped.content)) == shipped.content
+
+
+@pytest.mark.parametrize("name", at.defenses.DEFENSES)
+def test_any_registered_defense_takes_its_fields_as_options(name):
+    """Defaults written in a file give the defense with defaults, through JSON too."""
+    threat = at.Threat("linf", 0.1)
+    default = at.defenses.DEFENSES[name](threat)
+    options = {f.name: getattr(default, f.name) for f in dataclasses.fields(default) if f.init and f.name != "threat"}
+    written = {key: "none" if value is None else value for key, value in options.items()}
+    assert make_defense(name, threat, written) == default
+    assert at.defenses.from_config(json.loads(json.dumps(default.config))) == default
+
+
+def test_seeds_are_paired():
+    """At one seed all methods have the same data, network and judge."""
+    for plan in experiments.load("digits").plan(seeds=(3,)):
+        first = experiments.load("digits").plan()[15].config
+        assert all(plan.config[key] == first[key] for key in ("seed", "data", "model", "judge"))
+
+
+def test_a_base_is_taken_over_key_by_key(tiny, tmp_path):
+    (tmp_path / "base.toml").write_text(TINY)
+    (tmp_path / "short.toml").write_text('base = "base.toml"\ntitle = "Short"\nseeds = [5]\n[fit]\nepochs = 1\n')
+    base, short = experiments.load(tmp_path / "base.toml"), experiments.load(tmp_path / "short.toml")
+    assert (short.name, short.title, short.seeds) == ("short", "Short", (5,))
+    assert [method.fit["epochs"] for method in short.methods] == [1, 1]
+    assert [method.fit["val_steps"] for method in short.methods] == [2, 2]
+    assert (short.judge, short.threat, short.compare) == (base.judge, base.threat, base.compare)
+    (tmp_path / "third.toml").write_text('base = "short.toml"')
+    with pytest.raises(at.errors.ArgumentError, match="base='short.toml' is not a file that has no base itself"):
+        experiments.load(tmp_path / "third.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[fit]", "[fits]", r"tiny.toml: key='fits' is not one of .*did you mean 'fit'\?"),
+        ('title = "Tiny"', "", "the key 'title' is missing"),
+        ("seeds = [0, 1]", "seeds = []", "seeds=\\[\\] is not a list of different integers"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "is not a list of different integers"),
+        ("seeds = [0, 1]", "seeds = [0, 0.5]", "seeds=0.5 is not an integer of at least 0"),
+        ('name = "digits"', 'name = "digits"\nvall = 3', r"\[data\]: key='vall' is not one of name, val: did you mean"),
+        ('name = "digits"', 'name = "digits"\nval = 1.0', r"\[data\]: val=1.0 is not a share"),
+        ('"small-cnn"', '"small-cn"', r"\[model\]: name='small-cn' is not one of .*did you mean 'small-cnn'\?"),
+        ("width = 4", "widht = 4", r"\[model\]: key='widht' is not one of .*did you mean 'width'\?"),
+        ("width = 4", 'width = "4"', r"\[model\]: width='4' is not an integer: write it without quotes"),
+        ("width = 4", "width = 0", r"\[model\]: width=0 is not an integer of at least 1"),
+        ('"25.5/255"', "8", r"\[threat\]: eps=8 is not in \(0, 1\]: pixels are in \[0, 1\], did you mean 8/255\?"),
+        ('"25.5/255"', '"a/b"', r"\[threat\]: eps: .*write 0.3 or 8/255"),
+        ("epochs = 2", "epoch = 2", r"\[fit\]: key='epoch' is not one of .*did you mean 'epochs'\?"),
+        ("epochs = 2", "epochs = 2.5", r"\[fit\]: epochs=2.5 is not an integer"),
+        ("epochs = 2", "seed = 2", r"\[fit\]: key='seed' is not one of"),
+        ("epochs = 2", "lr = -1", r"\[fit\]: lr=-1.0 is not above 0"),
+        ("epochs = 2", "lr = nan", r"\[fit\]: lr=nan is not a finite number"),
+        ("epochs = 2", 'schedule = "sta"', r"\[fit\]: schedule='sta' is not one of .*did you mean 'sat'\?"),
+        ("limit = 50", 'split = "train"', r"\[judge\]: split='train' is not one of test, val"),
+        ("restarts = 1", "restart = 1", r"\[judge\]: protocol: key='restart' is not one of .*'restarts'\?"),
+        ("limit = 50", "limit = 0", r"\[judge\]: limit=0 is not an integer of at least 1"),
+        ('"fast-at"', '"fats-at"', r"\[\[method\]\] 1 \('fast'\): defense='fats-at' is not one of .*'fast-at'\?"),
+        (
+            "rel_step = 0.5",
+            "relstep = 0.5",
+            r"\[\[method\]\] 2 \('pgd-2'\): options of pgd: key='relstep' .*'rel_step'",
+        ),
+        ("rel_step = 0.5", "rel_step = true", r"options of pgd: rel_step=True is not a number"),
+        ("steps = 2, rel", "steps = 0, rel", r"options of pgd: steps=0 is not an integer of at least 1"),
+        ("threat = { eps = 0.2 }", "threat = { epss = 0.2 }", r"\('pgd-2'\): threat: key='epss' is not one of"),
+        ("threat = { eps = 0.2 }", "fit = { epoch = 1 }", r"\('pgd-2'\): fit: key='epoch' .*did you mean 'epochs'\?"),
+        ('name = "pgd-2"', 'name = "fast"', r"\[\[method\]\] 2 \('fast'\): name='fast' is not unique"),
+        ('b = "fast"', 'b = "fats"', r"\[\[compare\]\] 1: b='fats' is not one of fast, pgd-2: did you mean 'fast'\?"),
+        ('b = "fast"', 'b = "pgd-2"', r"\[\[compare\]\] 1: b='pgd-2' is not another method than a"),
+        ('b = "fast"', 'b = "fast"\nmetric = "auto"', r"metric='auto' is not one of clean, fgsm, pgd"),
+        ("[[compare]]", "[[compare", "cannot be read as TOML"),
+    ],
+)
+def test_mistakes_are_named_before_anything_trains(tmp_path, old, new, message):
+    assert old in TINY
+    (tmp_path / "tiny.toml").write_text(TINY.replace(old, new, 1))
+    with pytest.raises(at.AdvtrainError, match=message):
+        experiments.load(tmp_path / "tiny.toml")
+
+
+def test_selecting_what_cannot_be_selected_is_refused(tmp_path):
+    text = TINY.replace('name = "digits"', 'name = "digits"\nval = 0')
+    for extra, message in (("[fit]\nselect = 'best'", "select='best'"), ("[judge]\nsplit = 'val'", "split='val'")):
+        table = extra.partition("\n")[0]
+        (tmp_path / "x.toml").write_text(text.replace(table, extra))
+        with pytest.raises(at.errors.ArgumentError, match=f"{message} is not possible with val = 0"):
+            experiments.load(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digist"], "error: experiment='digist' is not one of digits, mnist-sat"),
+        (["nowhere.toml"], "nowhere.toml does not exist"),
+        (["digits", "--method", "pdg"], "method='pdg' is not one of"),
+        (["digits", "--seed", "9"], "seed=9 is not one of 0, 1, 2, 3, 4"),
+        (["mnist-sat"], "advtrain data fetch mnist"),
+        (["--check", "nowhere.json"], "nowhere.json does not exist"),
+        ([], "name an experiment, or say --list"),
+        (["digits", "--time-limit", "0"], "time_limit=0.0 is not above 0"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_status_two(capsys, data_folder, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(["reproduce", *arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and "Traceback" not in error
+
+
+def test_long_histories_are_thinned_evenly():
+    history = [{"epoch": n, "loss": 1 / 3, **({"val_pgd": 0.5} if n == 250 else {})} for n in range(1, 251)]
+    found = columns(SimpleNamespace(history=history))
+    assert found["epoch"] == [*range(3, 250, 3), 250] and found["loss"][0] == 0.333333
+    assert found["val_pgd"] == [None] * (len(found["epoch"]) - 1) + [0.5]
+    assert columns(SimpleNamespace(history=history[:100]))["epoch"] == list(range(1, 101))
