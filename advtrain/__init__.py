@@ -16,11 +16,11 @@ from .data import Dataset, Split, as_dataset, load_data
 from .defense import Batch, Defense, Step
 from .errors import AdvtrainError
 from .evaluate import PROTOCOLS, Protocol, evaluate
+from .experiments import Check, check_results_file, reproduce
 from .models import build_model
 from .modes import attacking
 from .presets import PRESETS, Preset, preset
 from .report import Report
-from .reproduce import Check, check_results_file, reproduce
 from .results import Results, Trial, load_results
 from .rng import Rng
 from .runs import Run, load_run, version

@@ -11,10 +11,9 @@ import click
 
 from .cost import Speed, calibrate, cost
 from .errors import AdvtrainWarning, ArgumentError, FileError
-from .experiments import Experiment, load, names
+from .experiments import Experiment, check_results_file, load, names, reproduce
+from .experiments.trials import data_of, judged, one_thread
 from .models import build_model
-from .reproduce import check_results_file, reproduce
-from .trials import data_of, judged, one_thread
 
 
 @click.command("reproduce", short_help="Make the results of an experiment, and the table from them.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -94,3 +95,13 @@ def check_writable(folder: str | os.PathLike, *, holding: str, overwrite: bool) 
         raise FileError(
             f"cannot write to {folder}: {error.strerror or error}; choose a folder you may write to"
         ) from error
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of JSON-able values, whatever the order of their keys, as 64 hexadecimal digits.
+
+    Args:
+        value: dicts, lists, texts, finite numbers.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import advtrain as at
 
@@ -303,6 +304,30 @@ def test_a_defense_goes_through_json_and_shows_all_that_it_is(name, threat):
     assert shown.startswith(f"{type(used).__name__}(") and len(shown) < 400
     assert all(f"{field.name}={getattr(used, field.name)!r}" in shown for field in dataclasses.fields(used))
     assert at.defenses.DEFENSES[name](threat) != used
+
+
+class NoQuestions(TorchDispatchMode):
+    """Refuses what would make a GPU stop and wait for its host: reading a number, shapes that depend on values."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique", "_unique2")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert name not in self.WAITING and not by_mask, f"{name} makes the host wait"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "threat"), CASES)
+def test_a_step_asks_the_device_for_no_number(name, threat):
+    model, batch = network(), batch_of()
+    defense = ready(name, model, threat)
+    train(defense, model, (0, 1))  # steps that follow on others are as free of questions as the first
+    with NoQuestions():
+        loss_of(defense, model, batch).loss.backward()
+        defense.after_backward(model)
+        with pytest.raises(AssertionError, match="makes the host wait"):
+            batch.x.sum().item()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -52,7 +52,8 @@ FLOORS = [
     ["defense", "parallel", "player"],
     ["defenses"],
     ["report", "monitor", "keeper", "recipe", "evaluate", "presets", "runs", "loop", "train", "cost", "budget"],
-    ["experiments", "paired", "results", "result_checks", "result_table", "workers", "trials", "reproduce"],
+    ["results"],
+    ["experiments"],
     ["options", "cli_data", "cli_reproduce", "cli", "__main__", "__init__"],
 ]
 

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 import advtrain as at
 from advtrain import experiments
 from advtrain.cli import main, run
+from advtrain.experiments import check_results_file, reproduce
 from advtrain.experiments.checks import make_defense
-from advtrain.reproduce import check_results_file, reproduce
-from advtrain.trials import columns
-from advtrain.workers import Crash, in_workers
+from advtrain.experiments.trials import columns
+from advtrain.experiments.workers import Crash, in_workers
 
 TINY = """
 title = "Tiny"
@@ -166,7 +166,7 @@ def test_a_crash_is_recorded_and_tried_again(tiny, made, tmp_path, monkeypatch):
         yield 0, Crash("the process of this run was killed by SIGKILL")
 
     out = tmp_path / "r.json"
-    monkeypatch.setattr(sys.modules["advtrain.reproduce"], "in_workers", crash)
+    monkeypatch.setattr(sys.modules["advtrain.experiments.reproduce"], "in_workers", crash)
     results = reproduce(tiny, out=out, workers=1, methods=["fast"], seeds=[1])
     assert [(run.method, run.seed, run.status) for run in results.runs] == [("fast", 1, "failed")]
     assert "Failed: fast, seed 1: the process of this run was killed" in str(at.load_results(out))

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import advtrain as at
-from advtrain.paired import deviation, paired, t_quantile
-from advtrain.results import Results, Trial, six_digits
+from advtrain.results import Results, Trial, t_quantile
+from advtrain.results.paired import deviation, paired
+from advtrain.results.results import six_digits
 
 COUNTS = {  # of 200 images: clean, FGSM, PGD
     ("fast", 0): (180, 150, 120),

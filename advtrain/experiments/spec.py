@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..defense import Defense
 from ..errors import one_of
+from ..files import digest_of
 from ..threat import Threat
-
-METRICS = ("clean", "fgsm", "pgd")
-"""What methods can be compared by: accuracy on clean images, under FGSM, and under PGD."""
 
 
 @dataclass(frozen=True)
@@ -137,16 +134,6 @@ class Experiment:
             for m in self.methods
             if not methods or m.name in methods
         ]
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of JSON-able values, whatever the order of their keys, as 64 hexadecimal digits.
-
-    Args:
-        value: dicts, lists, texts, finite numbers.
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:

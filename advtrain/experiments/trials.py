@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from .cost import cost
-from .data import Dataset, Split, load_data
-from .defenses import from_config
-from .errors import AdvtrainWarning, DataError
-from .evaluate import Protocol, evaluate
-from .models import build_model
-from .recipe import find_device
-from .results import six_digits
-from .runs import Run, provenance
-from .threat import Threat
-from .train import fit
+from ..cost import cost
+from ..data import Dataset, Split, load_data
+from ..defenses import from_config
+from ..errors import AdvtrainWarning, DataError
+from ..evaluate import Protocol, evaluate
+from ..models import build_model
+from ..recipe import find_device
+from ..results.results import six_digits
+from ..runs import Run, provenance
+from ..threat import Threat
+from ..train import fit
 
 LONGEST = 100
 """Epochs in a history; of longer trainings about so many are kept."""

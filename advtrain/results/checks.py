@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .errors import FileError, is_real
-from .experiments import METRICS, digest_of
+from ..errors import FileError, is_real
+from ..files import digest_of
+from .paired import METRICS
 
 EXPERIMENT = {
     "name": str, "title": str, "about": str, "data": dict, "model": dict, "threat": dict, "judge": dict, "seeds": list,

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import FileError, at_least, bad, check_kind, is_real
-from .experiments import Experiment, Plan, load
-from .files import check_writable
-from .models import build_model
-from .recipe import find_device
-from .results import Results, Trial, load_results
+from ..errors import FileError, at_least, bad, check_kind, is_real
+from ..files import check_writable
+from ..models import build_model
+from ..recipe import find_device
+from ..results import Results, Trial, load_results
+from .read import load
+from .spec import Experiment, Plan
 from .trials import call_provenance, data_of, judged, make_trial, now
 from .workers import Crash, in_workers
 

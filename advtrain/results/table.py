@@ -6,8 +6,8 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..threat import format_eps
 from .paired import deviation
-from .threat import format_eps
 
 if TYPE_CHECKING:
     from .results import Results

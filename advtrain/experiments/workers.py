@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tqdm.std import tqdm
 
-from .errors import TrainingError
+from ..errors import TrainingError
 
 
 class Crash(NamedTuple):

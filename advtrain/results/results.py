@@ -18,13 +18,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import FileError, one_of
-from .experiments import METRICS, digest_of
-from .files import atomic, read_json
-from .paired import Difference, paired
-from .report import Row, masked
-from .result_checks import check_results
-from .result_table import as_html, as_markdown, as_text, table_rows
+from ..errors import FileError, one_of
+from ..files import atomic, digest_of, read_json
+from ..report import Row, masked
+from .checks import check_results
+from .paired import METRICS, Difference, paired
+from .table import as_html, as_markdown, as_text, table_rows
 
 FORMAT = 1
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .errors import ArgumentError, at_least, bad
+from ..errors import ArgumentError, at_least, bad
+
+METRICS = ("clean", "fgsm", "pgd")
+"""What methods can be compared by: accuracy on clean images, under FGSM, and under PGD."""
 
 
 @dataclass(frozen=True)
