@@ -17,7 +17,7 @@ from .errors import TrainingError, bad
 from .evaluate import count_correct
 from .keeper import Keeper
 from .monitor import Monitor
-from .recipe import make_optimizer
+from .recipe import compiled, make_optimizer
 from .rng import Rng
 from .runs import Run
 from .schedules import Rate, Schedule
@@ -38,6 +38,7 @@ class Loop:
         self.keeper = Keeper(self.model, select=self.options["select"], by=self.defense.select, ema=self.options["ema"])
         self.steps = 0
         self.defense.setup(self.model, run.data.shape, device)
+        self.network = compiled(self.model, self.defense, self.options["compile"])  # what the defense is given
 
     def epoch(self, number: int, bar: Any) -> dict[str, Any]:
         """One pass over the training data, validation, and the record of both."""
@@ -97,14 +98,14 @@ class Loop:
             if rate.momentum is not None and "momentum" in group:
                 group["momentum"] = rate.momentum
         with self.autocast():
-            self.defense.adversary_step(self.model, batch, progress)
+            self.defense.adversary_step(self.network, batch, progress)
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with self.autocast():
-                step = self.defense(self.model, batch, progress)
+                step = self.defense(self.network, batch, progress)
             step.loss.backward()
         finally:
-            self.defense.after_backward(self.model)
+            self.defense.after_backward(self.network)
         if self.options["clip_grad"]:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_grad"])
         self.optimizer.step()

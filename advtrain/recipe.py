@@ -19,8 +19,8 @@ from .schedules import get_schedule
 OPTIMIZERS = ("sgd", "adam", "adamw")
 # The arguments of `fit` that make a run what it is; kept in its configuration.
 RECORDED = (
-    "epochs", "batch_size", "lr", "schedule", "optimizer", "momentum", "weight_decay", "clip_grad", "ema", "select",
-    "validate_every", "val_steps", "seed",
+    "epochs", "batch_size", "lr", "schedule", "optimizer", "momentum", "weight_decay", "clip_grad", "ema", "compile",
+    "select", "validate_every", "val_steps", "seed",
 )  # fmt: skip
 
 
@@ -84,8 +84,26 @@ def steady_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
+def compiled(model: nn.Module, defense: Defense, wanted: bool) -> nn.Module:
+    """`model` with its passes compiled if that is wanted; it keeps its parameters and buffers.
+
+    Raises:
+        ArgumentError: the defense differentiates a backward pass, which PyTorch cannot if it is compiled.
+    """
+    if wanted and defense.second_order:
+        bad(
+            "compile",
+            wanted,
+            f"possible with {defense.name}",
+            "its second-order term needs an uncompiled backward pass",
+        )
+    return torch.compile(model) if wanted else model
+
+
 def check_options(options: dict[str, Any]) -> None:
     """Refuse training options outside what `fit` accepts, each by its name; make NumPy's numbers in it Python's."""
+    if not isinstance(options["compile"], bool):
+        bad("compile", options["compile"], "True or False")
     for name in ("epochs", "batch_size", "val_steps"):
         options[name] = at_least(name, options[name], 1)
     options["validate_every"] = at_least("validate_every", options["validate_every"], 0, "0 switches validation off")

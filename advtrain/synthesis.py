@@ -263,7 +263,8 @@ def smooth_labels(y: Tensor, num_classes: int, delta: float, dtype: torch.dtype 
         dtype: of the result, (B, K).
     """
     wrong = delta / (at_least("num_classes", num_classes, 2) - 1)
-    return (1 - delta - wrong) * torch.nn.functional.one_hot(y, num_classes).to(dtype) + wrong
+    one_hot = torch.zeros(len(y), num_classes, dtype=dtype, device=y.device).scatter_(1, y[:, None], 1)
+    return (1 - delta - wrong) * one_hot + wrong
 
 
 __all__ = ["Generator", "Synthesis", "pairwise_cosine", "perturb", "smooth_labels", "synthesize", "transfer"]

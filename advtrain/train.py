@@ -49,6 +49,7 @@ def fit(
     clip_grad: float | None = None,
     ema: float | None = None,
     bf16: bool | None = None,
+    compile: bool = False,
     select: str = "last",
     validate_every: int = 1,
     val_steps: int = 10,
@@ -78,6 +79,9 @@ def fit(
         clip_grad: largest gradient norm; longer gradients are scaled down.
         ema: weight averaging: decay in (0, 1) of an exponential moving average, which is then validated and kept.
         bf16: run the model under bfloat16 autocast; by default on GPUs that compute in it. Images stay float32.
+        compile: let `torch.compile` make the network's passes, for a defense without a second-order term: PyTorch
+            cannot differentiate a compiled backward pass. It takes a minute or more at the beginning, so it pays in long
+            runs only. Weights, validation and what is saved are those of the network itself.
         select: which weights to keep: last, or best: the epoch of highest validation accuracy under PGD (clean accuracy
             for standard training).
         validate_every: epochs between validations (clean, FGSM and PGD accuracy on the validation split); 0 for none.

@@ -285,9 +285,9 @@ def test_any_registered_defense_takes_its_fields_as_options(name):
 
 def test_seeds_are_paired():
     """At one seed all methods have the same data, network and judge."""
-    for plan in experiments.load("digits").plan(seeds=(3,)):
-        first = experiments.load("digits").plan()[15].config
-        assert all(plan.config[key] == first[key] for key in ("seed", "data", "model", "judge"))
+    plans = experiments.load("digits").plan(seeds=(3,))
+    assert {plan.config["seed"] for plan in plans} == {3} and len(plans) > 5
+    assert all(plan.config[key] == plans[0].config[key] for plan in plans for key in ("data", "model", "judge"))
 
 
 def test_a_base_is_taken_over_key_by_key(tiny, tmp_path):
@@ -364,7 +364,7 @@ def test_selecting_what_cannot_be_selected_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["digist"], "error: experiment='digist' is not one of digits, mnist-sat"),
+        (["digist"], "error: experiment='digist' is not one of digits, digits-tune, mnist-sat"),
         (["nowhere.toml"], "nowhere.toml does not exist"),
         (["digits", "--method", "pdg"], "method='pdg' is not one of"),
         (["digits", "--seed", "9"], "seed=9 is not one of 0, 1, 2, 3, 4"),

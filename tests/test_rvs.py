@@ -386,3 +386,25 @@ def test_impossible_settings_are_refused_by_name(options, message):
 def test_what_cannot_be_synthesized_or_measured_is_refused(call, message):
     with pytest.raises(at.AdvtrainError, match=message):
         call(batch_of().x)
+
+
+def test_on_the_digits_what_is_synthesized_misleads_nobody_and_so_teaches_no_robustness():
+    """Why RvS fails there, measured: the generator sees neither image nor label, and its output hardly depends on them.
+
+    A standard network keeps most of its accuracy on the synthesized images, which are alike for all images, and loses it
+    on PGD's. A network trained on the former withstands what it has seen, and no gradient.
+    """
+    digits, threat = at.load_data("digits"), at.Threat("linf", 0.3)
+    rvs = at.defenses.RvS(threat)
+    standard, trained = (
+        at.fit(at.build_model("small-cnn", digits), defense, digits, epochs=12, validate_every=0, progress=False).model
+        for defense in (at.defenses.Standard(threat), rvs)
+    )
+    x, y = digits.test.images(), digits.test.y
+    synthesized = synthesize(rvs, x, threat).x_adv
+    iterated = at.attacks.pgd(standard, x, y, threat, steps=20)
+    assert transfer(synthesized, y, {"standard": standard})["standard"] > 0.6
+    assert transfer(iterated, y, {"standard": standard})["standard"] < 0.1
+    assert pairwise_cosine(synthesized - x) > pairwise_cosine(iterated - x) + 0.1
+    report = at.evaluate(trained, digits.test, threat, protocol=at.Protocol(steps=20, restarts=1), progress=False)
+    assert report["pgd"] < 0.2 < 0.5 < transfer(synthesized, y, {"rvs": trained})["rvs"]

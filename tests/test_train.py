@@ -461,3 +461,33 @@ def test_training_says_nothing_on_a_good_run(digits):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(small(digits), at.defenses.PGD(THREAT, steps=3), digits, epochs=2)
+
+
+def test_compiled_passes_train_the_same_network(monkeypatch, tmp_path):
+    """With a backend that traces and does not generate code: the network given back is the plain one."""
+    calls = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: calls.append(model) or real(model, backend="aot_eager"))
+    digits = at.load_data("digits")
+    weights = []
+    for compile in (False, True):
+        model = at.build_model("small-cnn", digits, width=4, batch_norm=True)
+        defense = at.defenses.FastAT(at.Threat("linf", 0.1))
+        out = tmp_path / str(compile)
+        run = at.fit(model, defense, digits, epochs=1, batch_size=256, compile=compile, out=out, progress=False)
+        assert (
+            run.options["compile"] is compile
+            and at.load_run(out).model.state_dict().keys() == model.state_dict().keys()
+        )
+        weights.append(torch.cat([value.flatten().double() for value in run.model.state_dict().values()]))
+    assert len(calls) == 1 and torch.allclose(*weights, atol=1e-4)
+
+
+@pytest.mark.parametrize("defense", ["fast-bat", "gradalign"])
+def test_compiled_passes_and_a_second_order_term_are_refused(defense):
+    digits = at.load_data("digits")
+    made = at.defenses.DEFENSES[defense](at.Threat("linf", 0.1))
+    with pytest.raises(at.errors.ArgumentError, match=f"compile=True is not possible with {defense}"):
+        at.fit(at.build_model("small-cnn", digits, width=4), made, digits, epochs=1, compile=True, progress=False)
+    with pytest.raises(at.errors.ArgumentError, match="compile='yes' is not True or False"):
+        at.fit(at.build_model("small-cnn", digits, width=4), made, digits, epochs=1, compile="yes", progress=False)

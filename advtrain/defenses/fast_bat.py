@@ -48,7 +48,6 @@ class FastBAT(Defense):
 
     name: ClassVar[str] = "fast-bat"
     norms: ClassVar[tuple[str, ...]] = ("linf",)
-    second_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +56,11 @@ class FastBAT(Defense):
         self.require("lam", self.lam is None or number(self.lam, 0), "above 0 or None", "None takes λ = 1/α")
         self.require("implicit", isinstance(self.implicit, bool), "True or False")
         self.require("steps", type(self.steps) is int and self.steps >= 1, "an integer of at least 1")
+
+    @property
+    def second_order(self) -> bool:
+        """Whether the loss needs gradients of gradients: with the implicit term."""
+        return self.implicit
 
     @property
     def alpha(self) -> float:
