@@ -229,7 +229,7 @@ def provenance(seed: int, device: torch.device | str) -> dict[str, Any]:
     device = torch.device(device)
     return {
         "commit": git_commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv and sys.argv[0] else "interactive",
+        "command": command_line(),
         "seed": seed,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -238,6 +238,15 @@ def provenance(seed: int, device: torch.device | str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {"torch": torch.__version__, "numpy": numpy.__version__, "advtrain-book": version()},
     }
+
+
+def command_line() -> str:
+    """What was typed to start this process, without the folders of the program; "interactive" if nothing was."""
+    if not sys.argv or not sys.argv[0] or sys.argv[0] == "-c":
+        return "interactive"
+    program = Path(sys.argv[0])
+    module = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*module, *sys.argv[1:]])
 
 
 @functools.cache

@@ -234,7 +234,7 @@ def transfer(x_adv: Tensor, y: Tensor, models: Mapping[str, nn.Module], *, batch
         batch_size: images judged at a time.
 
     Returns:
-        {name: accuracy in [0, 1]}; low values mean that the images transfer.
+        A dict of accuracies in [0, 1] by name; low values mean that the images transfer.
 
     Raises:
         ArgumentError: `models` is no mapping of names to networks.

@@ -33,7 +33,7 @@ def cost_matrix(x: Tensor, y: Tensor) -> Tensor:
     """Squared Euclidean distances between two sets of points, C_ij = Σ_k (x_ik - y_jk)².
 
     The sum, not the mean, over features: with many features the numbers are large, and `eps` in `sinkhorn` is to be
-    read beside them. Each difference is taken before it is squared. The usual shortcut |x|² + |y|² - 2⟨x, y⟩ would save
+    read beside them. Each difference is taken before it is squared. The usual shortcut ‖x‖² + ‖y‖² - 2⟨x, y⟩ would save
     memory, which is n · m · F numbers here, but a small distance between long vectors is lost in it.
 
     >>> cost_matrix(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 0.0]]))

@@ -19,7 +19,7 @@ class RvS(TwoPlayers):
     """Robustness-via-Synthesis: learn from perturbations that a second network synthesizes from noise.
 
     Baytaş and Deb (2023), arXiv 2108.09713. With noise z ~ N(0, I), uniform u in ±ε and features φ (what the last layer
-    is given), each step makes two moves, with fresh noise each, and OT = `sinkhorn`(φ_θ(x), φ_θ(x_adv))::
+    is given), each step makes two moves, with fresh noise each, and OT = `sinkhorn` of φ_θ(x), φ_θ(x_adv)::
 
         x_adv = clip(clip(x + u) + clip(G_w(z), ±clip), x ± ε)
         max_w OT,    then    min_θ CE(f_θ(x_adv), y') + OT,    y' = 1 - δ for the true class, δ/(K - 1) for each other
