@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -85,7 +86,7 @@ def reproduce(
     if not plans:
         return results
     order = {plan.key: place for place, plan in enumerate(experiment.plan())}
-    call = call_provenance(found, workers)
+    call = call_provenance(_command(experiment, methods, seeds, fresh), found, workers)
     tasks = [(plan.config, root, str(found)) for plan in plans]
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     with contextlib.closing(_made(tasks, min(workers, len(tasks)), deadline)) as made:
@@ -100,6 +101,14 @@ def reproduce(
             results.save(out)
             tell(f"[{count}/{len(plans)}] {_line(trial)}")
     return results
+
+
+def _command(experiment: Experiment, methods: Iterable[str], seeds: Iterable[int], fresh: bool) -> str:
+    """What to type to make the same runs again, whatever started this call and wherever its files are."""
+    words = ["advtrain", "reproduce", experiment.name]
+    words += [word for method in methods for word in ("--method", method)]
+    words += [word for seed in seeds for word in ("--seed", str(seed))]
+    return shlex.join(words + ["--fresh"] * fresh)
 
 
 def _made(tasks: list[tuple[Any, ...]], workers: int, deadline: float | None) -> Iterator[tuple[int, Any]]:
@@ -207,7 +216,7 @@ def check_results_file(
     task = (trial.config, None if root is None else str(root), str(found))
     ((_, value),) = _made([task], min(workers, 1), None)
     again = Trial(trial.method, trial.seed, trial.config, **value)
-    here, there = call_provenance(found, workers), results.provenance[trial.call]
+    here, there = call_provenance("", found, workers), results.provenance[trial.call]
     differing = [key for key in ("device", "cpu", "system", "versions") if here[key] != there.get(key)]
     return Check(trial, again, not differing, *_compare(trial, again, differing))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..cost import cost
 from ..data import Dataset, Split, load_data
@@ -58,27 +60,49 @@ def _make(config: dict[str, Any], root: str | None, device: str) -> dict[str, An
     defense = from_config(config["defense"])
     model = build_model(**config["model"], data=data, seed=seed)
     forwards = _forwards(json.dumps(config["defense"]), json.dumps(config["model"]), json.dumps(config["data"]), root)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdvtrainWarning)  # they are in the notes
         run = fit(model, defense, data, **options, seed=seed, device=device, progress=False)
     if run.status == "interrupted":
         raise KeyboardInterrupt
-    trained = time.perf_counter()
+    trained, busy = time.perf_counter(), time.process_time() - busy
     report = evaluate(
         run.model, judged(data, judge), Threat(**judge["threat"]), protocol=Protocol(**judge["protocol"]),
         batch_size=judge["batch_size"], seed=seed, progress=False,
     )  # fmt: skip
-    seconds = {"train": round(trained - started, 2), "judge": round(time.perf_counter() - trained, 2)}
+    judging = time.perf_counter() - trained
+    seconds = {"train": round(trained - started, 2), "cpu": round(busy, 2), "judge": round(judging, 2)}
     return {
         "rows": {
             row.name: {"correct": row.correct, "total": row.total, "details": row.details, "verdicts": row.digest}
             for row in report.rows
         },
         "notes": run.notes, "history": columns(run), "logs": own_logs(run), "best_epoch": run.best_epoch,
+        "made": {
+            "data": digest_of_data(data), "weights": digest_of_weights(run.model),
+            "precision": "bf16" if run.options["bf16"] else str(next(run.model.parameters()).dtype).partition(".")[2],
+        },
         "seconds": seconds, "forwards": six_digits(forwards),
         "forwards_total": round(forwards * options["epochs"] * len(data.train)),
     }  # fmt: skip
+
+
+def digest_of_data(data: Dataset) -> str:
+    """SHA-256 of the pixels and labels of all splits."""
+    found = hashlib.sha256()
+    for split in filter(None, (data.train, data.val, data.test)):
+        for part in (split.x, split.y):
+            found.update(part.contiguous().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, in the order of their names."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 @functools.lru_cache(maxsize=2)
@@ -138,17 +162,18 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def call_provenance(device: torch.device, workers: int) -> dict[str, Any]:
+def call_provenance(command: str, device: torch.device, workers: int) -> dict[str, Any]:
     """Where the runs of one call come from: command, commit, machine, versions, dates."""
     found = provenance(0, device)
     return {
-        "command": found["command"],
+        "command": command,
         "commit": found["commit"],
         "start": now(),
         "end": now(),
         "device": found["device"],
         "devices": torch.cuda.device_count() if device.type == "cuda" else 1,
         "cpu": cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "workers": workers,
         "threads": 1 if device.type == "cpu" else found["threads"],

@@ -16,7 +16,7 @@ EXPERIMENT = {
 }  # fmt: skip
 RUN = {
     "method": str, "seed": int, "digest": str, "config": dict, "status": str, "message": str, "rows": dict,
-    "notes": list, "history": dict, "logs": dict, "best_epoch": int, "seconds": dict, "forwards": float,
+    "notes": list, "history": dict, "logs": dict, "best_epoch": int, "made": dict, "seconds": dict, "forwards": float,
     "forwards_total": int, "date": str, "call": int,
 }  # fmt: skip
 ROW = {"correct": int, "total": int, "details": str, "verdicts": str}
@@ -104,7 +104,7 @@ def _run(run: dict[str, Any], where: str, labels: list[str], seeds: list[int], c
     if run["status"] == "failed":
         _claim(bool(run["message"]), where, "failed without a message")
         return
-    _keys(run["seconds"], {"train": float, "judge": float}, f"{where}: seconds")
+    _keys(run["seconds"], {"train": float, "cpu": float, "judge": float}, f"{where}: seconds")
     _keys(run["rows"], dict.fromkeys(METRICS, dict), f"{where}: rows", more=True)
     for name, row in run["rows"].items():
         _keys(row, ROW, f"{where}: {name}")

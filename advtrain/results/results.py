@@ -45,7 +45,10 @@ class Trial:
             and of longer trainings about a hundred epochs, evenly spaced, with the last.
         logs: the defense's own figures in the last epoch.
         best_epoch: the epoch whose weights were judged.
-        seconds: of `train`, with its validations, and of `judge`; longer beside other runs on the same machine.
+        made: what it was made of and came to: SHA-256 of `data` (pixels and labels of all splits) and of the judged
+            `weights`, and the `precision` of the passes.
+        seconds: of `train`, with its validations, and of `judge`, on the clock: longer beside other runs on the same
+            machine. `cpu` is what the processor spent on training, which hardly depends on them.
         forwards: what a mini-batch costs, in forward-equivalents of the mini-batch; see `advtrain.cost`.
         forwards_total: the same for the whole training, in forward-equivalents of one image.
         date: when it finished, UTC.
@@ -62,6 +65,7 @@ class Trial:
     history: dict[str, list[Any]] = field(default_factory=dict, repr=False)
     logs: dict[str, float | None] = field(default_factory=dict)
     best_epoch: int = 0
+    made: dict[str, str] = field(default_factory=dict, repr=False)
     seconds: dict[str, float] = field(default_factory=dict)
     forwards: float | None = None
     forwards_total: int | None = None
