@@ -37,10 +37,11 @@ class Solution(NamedTuple):
         points: the perturbations z, …, δ, δ* before and after each step, (B, C, H, W).
         slopes: ∇_δ ℓ_atk at each of `points` but the last, with ℓ_atk = -Σ_B CE.
         mask: H, bool: where δ* is strictly inside its bounds, so that it moves when θ moves.
-        outer: ∇_{δ*} Σ_B CE.
+        outer: ∇_{δ*} Σ_B CE; the loss of the upper level, with label smoothing if the defense has it.
         lam: λ of the implicit term.
         loss: mean CE at δ*, the value of the upper level.
         logits: (B, K) at δ*.
+        parameters: θ, those that the loss depends on.
         direct: ∇_θ of the loss with δ* held fixed, a tensor for each parameter.
         implicit: the implicit term, -(1/λB) ∇_θ ⟨∇_δ ℓ_atk(θ, δ), H ∘ outer⟩, likewise.
     """
@@ -52,6 +53,7 @@ class Solution(NamedTuple):
     lam: float
     loss: Tensor
     logits: Tensor
+    parameters: list[Tensor]
     direct: list[Tensor]
     implicit: list[Tensor]
 

@@ -106,6 +106,8 @@ def check_labels(y: Tensor, num_classes: int | None, *, name: str = "y", length:
 def check_no_dropout(model: nn.Module, method: str) -> None:
     """Refuse active dropout, for methods that compare the logits of two images of one batch.
 
+    Dropout that is no layer but a call in the model's `forward` cannot be seen.
+
     Args:
         model: the network in training.
         method: the name of the method, for the message.
@@ -114,9 +116,11 @@ def check_no_dropout(model: nn.Module, method: str) -> None:
         ModelError: a layer in training mode drops out.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+        attribute = "dropout" if isinstance(module, nn.MultiheadAttention) else "p"
+        drops = isinstance(module, (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)) and module.training
+        if drops and getattr(module, attribute) > 0:
             bad(
-                f"model.{name}.p", module.p, f"0, which {method} needs",
+                f"model.{name}.{attribute}", getattr(module, attribute), f"0, which {method} needs",
                 "two dropout masks would make the difference of logits random: build the model with dropout=0",
                 kind=ModelError,
             )  # fmt: skip

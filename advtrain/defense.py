@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Defense:
     Attributes:
         name: what the command line and run folders call it.
         replays: optimizer steps per mini-batch.
-        second_order: whether the loss needs gradients of gradients.
+        second_order: whether the loss needs gradients of gradients; of an object, where it depends on an option.
         norms: the norms that the method is defined for.
         inside: whether the perturbation trained on stays inside the threat.
         select: what its best checkpoint is chosen by, accuracy under `"pgd"` or on `"clean"` images.
@@ -97,6 +98,9 @@ class Defense:
     select: ClassVar[str] = "pgd"  # what its best checkpoint is chosen by: "pgd" or "clean"
 
     def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            if isinstance(value := getattr(self, each.name), numpy.generic):
+                setattr(self, each.name, value.item())  # NumPy's numbers are none that JSON knows
         check_threat(self.threat)
         if self.threat.norm not in self.norms:
             bad(
@@ -107,12 +111,17 @@ class Defense:
             )
         one_of("bn", self.bn, BN_MODES)
         smoothing = self.label_smoothing
-        self.require("label_smoothing", smoothing == 0 or (number(smoothing, 0, 1) and smoothing < 1), "in [0, 1)")
+        self.require("label_smoothing", number(smoothing, -1, 1) and 0 <= smoothing < 1, "in [0, 1)")
 
     def require(self, name: str, holds: bool, accepted: str, hint: str = "") -> None:
         """Raise `ArgumentError` naming the field unless `holds`."""
         if not holds:
             bad(name, getattr(self, name), accepted, hint)
+
+    def require_count(self, name: str) -> None:
+        """Raise `ArgumentError` naming the field unless it is an integer of at least 1."""
+        value = getattr(self, name)
+        self.require(name, type(value) is int and value >= 1, "an integer of at least 1")
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 

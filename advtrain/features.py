@@ -26,6 +26,7 @@ def classifying_layer(model: nn.Module, features: str | None = None) -> nn.Modul
         ArgumentError: no layer has that name.
         ModelError: there is no `head` and no `nn.Linear`.
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
     if features is None and "return_features" in inspect.signature(model.forward).parameters:
         return None
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]

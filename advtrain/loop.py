@@ -48,7 +48,7 @@ class Loop:
         total = per_epoch * self.options["epochs"]
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        seen, first, logs, rate = 0, None, {}, None
+        seen, first, logs, logged, rate = 0, None, {}, {}, None
         constant = torch.ones((), dtype=torch.bool, device=self.device)
         for x, y, index in self.loader.epoch(number - 1):
             for _ in range(replays):
@@ -63,11 +63,12 @@ class Loop:
                     loss_sum += step.loss.detach() * len(y)
                     for key, value in step.logs.items():
                         logs[key] = logs.get(key, 0.0) + torch.as_tensor(value).detach() * len(y)
+                        logged[key] = logged.get(key, 0) + len(y)  # a step may leave a figure out
                 seen += len(y)
                 self.pause()
             bar.update()
         record = {"epoch": number, "loss": float(loss_sum) / seen, "accuracy": int(correct) / seen}
-        means = {key: float(value) / seen for key, value in logs.items()}
+        means = {key: float(value) / logged[key] for key, value in logs.items()}
         if taken := means.keys() & {*record, "lr", "seconds", "val_clean", "val_fgsm", "val_pgd"}:
             bad("logs", sorted(taken), "names of the defense's own", "the history uses these itself")
         record |= {key: value if math.isfinite(value) else None for key, value in means.items()}

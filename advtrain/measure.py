@@ -209,9 +209,9 @@ def linearity(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, batch_s
 
     With δ the FGSM perturbation and ℓ the cross-entropy of an image: the mean absolute value of
     ℓ(x + δ) - ℓ(x) - ⟨∇ℓ(x), δ⟩, divided by that of ⟨∇ℓ(x), δ⟩. 0 for a loss that is linear along the step. GradAlign
-    and the SAT regularizers all mean to lower it. A masked model promises a rise and does not keep the promise: the value is near 1
-    where the loss does not rise at all, above 1 where it falls, and large where the loss is curved. At a large ε it is
-    no small number for an honest network either: 0.6 to 1 on the digits of the book at ε = 0.3, against 1.2 to 1.6.
+    and the SAT regularizers all mean to lower it. A masked model promises a rise and does not keep the promise: the
+    value is near 1 where the loss does not rise at all, above 1 where it falls, and large where the loss is curved. At
+    a large ε it is no small number for an honest network either.
 
     Args:
         model: returns logits (B, K).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,30 +66,41 @@ class StatisticsUpdate:
         self._layers = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None
         ]
-        self._before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in self._layers]
-        self._moves: list[tuple[Any, Tensor, Tensor]] = []
+        self._before = [[buffer.clone() for buffer in self._buffers(layer)] for layer in self._layers]
+        self._moves: list[tuple[Tensor, Tensor, list[Tensor]]] = []
 
     def finish(self) -> None:
-        """The pass is over: note by how much each layer's statistics moved."""
-        for layer, (mean, var) in zip(self._layers, self._before, strict=True):
-            share = self._share(layer)
-            move = (layer.running_mean - (1 - share) * mean, layer.running_var - (1 - share) * var)
-            self._moves.append((share, *move))
+        """The pass is over: note by how much each layer's statistics moved, and in how many uses of the layer."""
+        for layer, (count, *before) in zip(self._layers, self._before, strict=True):
+            uses, after = layer.num_batches_tracked - count, self._buffers(layer)[1:]
+            kept = self._kept(layer, uses)
+            moves = [now - kept * old for now, old in zip(after, before, strict=True)]
+            self._moves.append((uses, layer.num_batches_tracked.clone(), moves))
 
     def again(self) -> None:
         """Move the running statistics once more, as another pass of the same batch would."""
-        for layer, (share, mean, var) in zip(self._layers, self._moves, strict=True):
+        for layer, (uses, count, moves) in zip(self._layers, self._moves, strict=True):
             if not layer.track_running_stats:
                 continue
-            layer.num_batches_tracked.data.add_(1)
-            now = self._share(layer)
-            for running, move in ((layer.running_mean, mean), (layer.running_var, var)):
-                running.data.mul_(1 - now).add_(now / share * move)  # .data: a graph may hold the buffer, unused
+            tracked, *running = self._buffers(layer)
+            tracked.data.add_(uses)
+            kept = self._kept(layer, uses)
+            for statistic, move in zip(running, moves, strict=True):
+                if layer.momentum is None:  # a mean over all batches: what the pass brought weighs less by now
+                    move = move * (count.to(move) / tracked.to(move))
+                statistic.data.mul_(kept).add_(move)  # .data: a graph may hold the buffer, unused
 
     @staticmethod
-    def _share(layer: nn.Module) -> Any:
-        """The weight of the newest batch in the running statistics."""
-        return 1 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
+    def _buffers(layer: nn.Module) -> list[Tensor]:
+        return [layer.num_batches_tracked, layer.running_mean, layer.running_var]
+
+    @staticmethod
+    def _kept(layer: nn.Module, uses: Tensor) -> Tensor:
+        """The weight of the earlier statistics after the newest `uses` of a layer; a tensor, so that no host waits."""
+        uses = uses.to(layer.running_mean)
+        if layer.momentum is None:
+            return 1 - uses / layer.num_batches_tracked.to(uses).clamp(min=1)
+        return (1 - layer.momentum) ** uses
 
 
 @contextlib.contextmanager

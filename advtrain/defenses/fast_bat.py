@@ -55,7 +55,7 @@ class FastBAT(Defense):
         self.require("step_size", self.step_size is None or number(self.step_size, 0), "above 0 or None", hint)
         self.require("lam", self.lam is None or number(self.lam, 0), "above 0 or None", "None takes λ = 1/α")
         self.require("implicit", isinstance(self.implicit, bool), "True or False")
-        self.require("steps", type(self.steps) is int and self.steps >= 1, "an integer of at least 1")
+        self.require_count("steps")
 
     @property
     def second_order(self) -> bool:
@@ -83,15 +83,17 @@ class FastBAT(Defense):
 
     def solve(self, model, batch: Batch) -> Solution:
         """Solve the lower level for a batch, and take the gradient of the upper level apart. Leaves `.grad` alone."""
-        x, lam, size, parameters = batch.x, self.lam or 1 / self.alpha, len(batch.x), trained(model)
+        x, lam, size = batch.x, self.lam or 1 / self.alpha, len(batch.x)
         images, slopes = self.ascend(model, batch, differentiable=True)
         loss, logits = self.upper(model, images[-1].requires_grad_(), batch.y)
-        *direct, outer = gradients(loss, [*parameters, images[-1]])
+        *direct, outer = torch.autograd.grad(loss, [*trained(model), images[-1]], allow_unused=True)
+        used = [(p, grad) for p, grad in zip(trained(model), direct, strict=True) if grad is not None]
+        parameters, direct = ([pair[part] for pair in used] for part in (0, 1))
         points, outer = [(image - x).detach() for image in images], outer * size
         mask = interior(points[-1], x, self.threat)
         implicit = gradients((slopes[-1] * (mask * outer)).sum() / (-lam * size), parameters)
         slopes = [slope.detach() for slope in slopes]
-        return Solution(points, slopes, mask, outer, lam, loss.detach(), logits.detach(), direct, implicit)
+        return Solution(points, slopes, mask, outer, lam, loss.detach(), logits.detach(), parameters, direct, implicit)
 
     def upper(self, model, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The upper level's loss and its logits."""
@@ -108,5 +110,5 @@ class FastBAT(Defense):
         found = self.solve(model, batch)
         share = found.share
         torch._foreach_add_(found.direct, found.implicit)  # the whole gradient, in place
-        loss = carry(found.loss, trained(model), found.direct)
+        loss = carry(found.loss, found.parameters, found.direct)
         return Step(loss, found.logits, found.points[-1], {"implicit_share": share})

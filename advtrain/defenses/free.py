@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..defense import Batch, Defense, Step, number
+from ..errors import bad
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Free(Defense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("replays", type(self.replays) is int and self.replays >= 1, "an integer of at least 1")
+        self.require_count("replays")
         self.require("rel_step", number(self.rel_step, 0), "above 0", "it is the step divided by ε; the paper uses 1")
         self._delta: torch.Tensor | None = None
         self._pass: tuple[torch.Tensor, torch.Tensor] | None = None  # x and x_adv of the step under way
@@ -52,6 +53,9 @@ class Free(Defense):
         x, known = batch.x, self._delta
         delta = torch.zeros_like(x)
         if known is not None:
+            if known.shape[1:] != x.shape[1:]:
+                fix = "the state is of a training on other images: call setup"
+                bad("delta", tuple(known.shape[1:]), f"the shape of the images, {tuple(x.shape[1:])}", fix)
             n = min(len(x), len(known))
             delta[:n] = known[:n]
         x_adv = self.threat.project(x + delta, x).requires_grad_()

@@ -28,7 +28,7 @@ class GradAlign(Defense):
     leave the pixel box; images of which either gradient is zero are left out of the mean; α = 1.25 ε, clipped to ε, so
     that the step matters only after a random start. `at.measure.gradient_alignment` measures the cosine on any model.
 
-    Cost: 3 forward and 2 backward passes per batch, and differentiating one of the backward passes.
+    Cost: 3 forward and 3 backward passes per batch, and differentiating one.
 
     Args:
         lam: weight λ of the regularizer; 0.2 at ε = 8/255 and 2.0 at 16/255 on CIFAR-10.
@@ -86,9 +86,13 @@ class GradAlign(Defense):
 
 def mean_cosine(a: Tensor, b: Tensor) -> Tensor:
     """Mean cosine between the rows of a and b, (B, …), over the rows in which neither is zero; 1 if there are none."""
-    a, b = a.flatten(1), b.flatten(1)
-    sizes = a.norm(dim=1) * b.norm(dim=1)
-    counted = sizes > 0
-    cosines = (a * b).sum(1) / torch.where(counted, sizes, torch.ones_like(sizes))
+    scaled, counted = [], True
+    for rows in (a.flatten(1), b.flatten(1)):
+        size = rows.detach().abs().amax(1, keepdim=True)  # squares of small gradients would underflow
+        scaled.append(rows / torch.where(size > 0, size, torch.ones_like(size)))
+        counted = counted & (size > 0).squeeze(1)
+    a, b = scaled
+    lengths = a.norm(dim=1) * b.norm(dim=1)
+    cosines = (a * b).sum(1) / torch.where(counted, lengths, torch.ones_like(lengths))
     n = counted.sum()
-    return torch.where(n > 0, (cosines * counted).sum() / n.clamp(min=1), torch.ones_like(sizes[0]))
+    return torch.where(n > 0, (cosines * counted).sum() / n.clamp(min=1), torch.ones_like(lengths[0]))

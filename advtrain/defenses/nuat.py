@@ -9,6 +9,7 @@ from torch import Tensor
 from ..attacks.gradient import input_gradient
 from ..attacks.losses import cross_entropy
 from ..defense import Batch, Defense, Step, number
+from ..errors import at_least
 from ..modes import attacking, noting_statistics
 
 
@@ -94,4 +95,4 @@ class NuAT(Defense):
         return {"batches": self._batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._batches = state["batches"]
+        self._batches = at_least("state['batches']", state.get("batches"), 0, "it is not what NuAT's state_dict gave")

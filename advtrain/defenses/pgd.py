@@ -30,7 +30,7 @@ class PGD(Defense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("steps", type(self.steps) is int and self.steps >= 1, "an integer of at least 1")
+        self.require_count("steps")
         self.require("rel_step", number(self.rel_step, 0), "above 0", "it is the step size divided by ε; 0.25 is usual")
 
     def __call__(self, model, batch: Batch, progress: float) -> Step:

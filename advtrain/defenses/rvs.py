@@ -28,10 +28,10 @@ class RvS(TwoPlayers):
 
     Follows the authors' code (ALLab-Boun/robustness-via-synthesis): clean and synthesized images pass separately, each
     with its own batch statistics, and OT is differentiated through both features and all iterations. Their clip is
-    8/255 whatever ε is. The unit of the generator's output is clip/8, as theirs is at 8/255. Judge the result by
-    AutoAttack: relatives of this method look far better under weaker attacks.
+    8/255 whatever ε is. The unit of the generator's output is clip/8, as theirs is at 8/255. Dropout is refused. Judge
+    the result by AutoAttack: relatives of this method look far better under weaker attacks.
 
-    Cost: 4 forward and 3 backward passes per batch, and the transport twice.
+    Cost: 4 forward and 3 backward passes per batch, and the transport twice, with B² times the features in memory.
 
     Args:
         smoothing: δ, the weight of all wrong classes together, in [0, 1).
@@ -80,6 +80,7 @@ class RvS(TwoPlayers):
                 self.require(name, holds(getattr(self, name)), accepted)
 
     def setup(self, model, shape, device) -> None:
+        check_no_dropout(model, self.name)
         classifying_layer(model, self.features)  # refuses a model that has none
         scale, seed = (self.clip or self.threat.eps) / 8, int(torch.randint(2**62, (), device="cpu"))
         generator = Generator(shape, self.noise_dim, scale=scale, rng=seed).to(device, place(model)[1])
@@ -107,7 +108,6 @@ class RvS(TwoPlayers):
             player.ascend(self.transport(model, batch.x, x_adv)[0], len(batch.x))
 
     def __call__(self, model, batch: Batch, progress: float) -> Step:
-        check_no_dropout(model, self.name)
         x, generator = batch.x, self.ready().network
         with attacking(generator, "batch"), torch.no_grad():  # only its own move counts for the generator's statistics
             x_adv = perturb(generator, x, self.threat, batch.rng("classifier"), self.clip).x_adv

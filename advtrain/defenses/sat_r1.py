@@ -49,8 +49,7 @@ class SATR1(Defense):
         super().__post_init__()
         self.require("lam", number(self.lam, 0), "above 0", "it is λ; without the regularizer the method is 'fgsm'")
         for name in ("steps", "samples"):
-            value = getattr(self, name)
-            self.require(name, type(value) is int and value >= 1, "an integer of at least 1")
+            self.require_count(name)
 
     def __call__(self, model, batch: Batch, progress: float) -> Step:
         check_no_dropout(model, self.name)

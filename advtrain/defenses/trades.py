@@ -60,7 +60,7 @@ class TRADES(Defense):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("beta", number(self.beta, 0), "above 0", "it is β; without the divergence it is 'standard'")
-        self.require("steps", type(self.steps) is int and self.steps >= 1, "an integer of at least 1")
+        self.require_count("steps")
         self.require("rel_step", number(self.rel_step, 0), "above 0", "it is the step size divided by ε; 0.25 is usual")
         self.require("start", number(self.start, 0), "above 0", "in pixels; at the image itself the gradient is zero")
 
