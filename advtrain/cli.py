@@ -24,7 +24,7 @@ from .errors import AdvtrainError, ArgumentError
 from .evaluate import PROTOCOLS, evaluate
 from .files import check_writable, write_json
 from .models import MODELS, build_model
-from .options import Radius, field_options, preset_options, signature_options, summary
+from .options import Radius, field_options, preset_options, signature_options, summary, with_preset
 from .presets import PRESETS
 from .report import Report
 from .runs import Run, load_run, version
@@ -102,7 +102,8 @@ class _Train(click.Group):
             **values: Any,
         ) -> None:  # fmt: skip
             part = {group: {o.name: values[o.name] for o in options} for group, options in groups.items()}
-            train(defense, data_name, model_name, _model_options(model_option), judge, report_path, part)
+            model_options = _model_options(with_preset(click.get_current_context(), model_name, model_option))
+            train(defense, data_name, model_name, model_options, judge, report_path, part)
 
         return click.Command(
             name,

@@ -14,10 +14,10 @@ import click
 
 from .errors import ArgumentError
 from .modes import BN_MODES
-from .presets import PRESETS
+from .presets import PRESETS, Preset
 from .recipe import OPTIMIZERS
 from .schedules import SCHEDULES
-from .threat import NORMS, parse_eps
+from .threat import NORMS, format_eps, parse_eps
 
 CHOICES: dict[str, Iterable[str]] = {
     "bn": BN_MODES,
@@ -55,6 +55,24 @@ class Count(click.ParamType):
         self.fail(f"{value!r} is not a number", param, ctx)
 
 
+class OrNone(click.ParamType):
+    """What another type accepts, or the word `none`: that of a parameter `X | None`.
+
+    Args:
+        kind: the other type.
+    """
+
+    def __init__(self, kind: Any):
+        self.kind = click.types.convert_type(kind)
+        self.name = f"{self.kind.name}|none"
+
+    def get_metavar(self, *where: Any, **context: Any) -> str:
+        return f"{self.kind.get_metavar(*where, **context) or self.kind.name.upper()}|none"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return None if str(value).lower() == "none" else self.kind.convert(value, param, ctx)
+
+
 def field_options(cls: type, skip: Iterable[str] = ()) -> list[click.Option]:
     """One option per field of a dataclass."""
     hints, texts = typing.get_type_hints(cls), documented(cls)
@@ -81,10 +99,13 @@ def preset_options(defense: str) -> list[click.Option]:
 
     def use(ctx: click.Context, option: click.Parameter, label: str | None) -> None:
         if label:
-            recipe = recipes[label]
-            model_option = [f"{key}={value}".lower() for key, value in recipe.model_options.items()]
-            names = {"data_name": recipe.data, "model_name": recipe.model, "model_option": model_option}
-            ctx.default_map = {**names, "eps": recipe.eps, **recipe.options, **recipe.fit}
+            recipe = ctx.meta[_RECIPE] = recipes[label]
+            given = {"data_name": recipe.data, "model_name": recipe.model, "eps": format_eps(recipe.eps)}
+            given |= {name: "none" if value is None else value for name, value in (recipe.options | recipe.fit).items()}
+            ctx.default_map = given
+            for other in ctx.command.params:  # made anew for each call of the command line, so nobody else's
+                if other.name in given:
+                    other.required, other.show_default = False, True
 
     text = "A published recipe: its constants are used wherever an option is not given."
     kind = click.Choice(list(recipes))
@@ -93,10 +114,35 @@ def preset_options(defense: str) -> list[click.Option]:
     )
 
 
+_RECIPE = "advtrain.preset"  # where the context keeps the recipe that was asked for
+
+
+def with_preset(ctx: click.Context, model_name: str | None, pairs: tuple[str, ...]) -> tuple[str, ...]:
+    """The model options that were given, behind those of the preset, so that of two with one name the given one wins.
+
+    The options of the preset belong to its model; with another model they are left out, and stderr says so.
+
+    Args:
+        ctx: that of the running command.
+        model_name: the model to build.
+        pairs: the options as given, each as `name=value`.
+    """
+    recipe: Preset | None = ctx.meta.get(_RECIPE)
+    if recipe is None or not recipe.model_options:
+        return pairs
+    own = tuple(f"{name}={value}".lower() for name, value in recipe.model_options.items())
+    if model_name != recipe.model:
+        message = f"note: the preset's options of {recipe.model} are not used for {model_name}: {', '.join(own)}"
+        click.echo(message, err=True)
+        return pairs
+    return own + pairs
+
+
 def make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
     """An option `--some-name` of the type and default of the Python parameter `some_name`."""
-    kinds = [kind for kind in _alternatives(hint) if kind in (bool, int, float, str)]
-    kind = kinds[0] if kinds else str
+    accepted = _alternatives(hint)
+    kinds = [kind for kind in accepted if kind in (bool, int, float, str)]
+    kind: Any = kinds[0] if kinds else str
     flag = "--" + name.replace("_", "-")
     required = default in (inspect.Parameter.empty, dataclasses.MISSING)
     settings: dict[str, Any] = {
@@ -109,12 +155,12 @@ def make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
     if kind is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}"], **settings)
     if name in CHOICES:
-        return click.Option([flag], type=click.Choice(list(CHOICES[name])), **settings)
-    if name in ("eps", "step_size"):
+        kind = click.Choice(list(CHOICES[name]))
+    elif name in ("eps", "step_size"):
         kind = Radius()
     elif {int, float} <= set(kinds):
         kind = Count()
-    return click.Option([flag], type=kind, **settings)
+    return click.Option([flag], type=OrNone(kind) if type(None) in accepted else kind, **settings)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

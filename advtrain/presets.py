@@ -31,6 +31,7 @@ class Preset:
         model_options: options of the network, and its `normalize`.
         source: paper or code that the constants are from.
         note: where the recipe here is not what was run there.
+        tag: ends the label where two sources have a recipe for the same defense, data, network and radius.
     """
 
     defense: str
@@ -42,12 +43,13 @@ class Preset:
     model_options: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     note: str = ""
+    tag: str = ""
 
     @property
     def label(self) -> str:
-        """Data set, network and radius, such as "cifar10-preactresnet18-eps8"."""
+        """Data set, network, radius, and the tag if there is one, such as "cifar10-preactresnet18-eps8-zhang2022"."""
         radius = format_eps(self.eps).replace("/255", "")
-        return f"{self.data}-{self.model}-eps{radius}"
+        return f"{self.data}-{self.model}-eps{radius}" + f"-{self.tag}" * bool(self.tag)
 
     @property
     def name(self) -> str:
@@ -74,8 +76,30 @@ ZHANG = "OPTML-Group/Fast-BAT@926599d, arXiv 2112.12376"
 WONG = "locuslab/fast_adversarial, arXiv 2001.03994"
 VIVEK = "val-iisc/SAT-Rx@c98d84e, arXiv 2002.00614"
 _ALIGNMENT = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.124, 16: 2.0}  # λ of GradAlign by 255 ε
+
+# Where what is run here is not what was run there.
+_ALL_IMAGES = "the authors train on all 50,000 images, of which load_data keeps 5,000 for validation unless val=0"
+_HALF = f"{_ALL_IMAGES}; they compute in float16"
+_ONE_START = "the authors select by PGD-50 with 10 starts, fit by PGD-50 with one start"
+_SAT_WIDE = (
+    "the authors' wide network has biases in its convolutions, Xavier initialisation, shortcuts from the input before "
+    "its activation, the stride in a block's second convolution, and momentum 0.9 in its last batch normalisation; "
+    "they split 40,000/10,000 and select by I-FGSM of 3 steps"
+)
+_SAT_MNIST = "the authors split 50,000/10,000 and select by I-FGSM of 3 steps"
+_NUAT = (
+    "NuAT-WA; the authors' network is a ResNet-18 without normalisation; they split 49,000/1,000 and choose the "
+    "checkpoint by I-FGSM of 7 steps"
+)
+_RVS = (
+    "201,000 steps are 286 epochs of 45,000 images; the authors' network pads its shortcuts with zeros where here they "
+    "are 1x1 convolutions, has 1e-3 for the eps of batch normalisation, and places its first activation and draws its "
+    "last layer in another way"
+)
+
 _SGD = {"batch_size": 128, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
-_FAST_BAT = {**_SGD, "epochs": 20, "lr": 0.2, "schedule": "fast-bat", "select": "best"}
+_WONG = {**_SGD, "epochs": 15, "lr": 0.2, "schedule": "fast-bat"}
+_FAST_BAT = {**_SGD, "epochs": 20, "lr": 0.2, "schedule": "fast-bat", "select": "best", "val_steps": 50}
 _SAT = {**_SGD, "schedule": "sat", "select": "best"}
 _MNIST = {**_SAT, "epochs": 20, "batch_size": 32, "lr": 0.01}
 _WIDE = {**_SAT, "epochs": 100, "batch_size": 64, "lr": 0.1}
@@ -88,40 +112,43 @@ def _published() -> list[Preset]:
         where = {"data": "cifar10", "model": "preactresnet18", **rest}
         found.append(Preset(defense, eps=eps / 255, options=options, fit=fit, source=source, note=note, **where))
 
-    cifar("fast-at", 8, {"rel_step": 1.25}, {**_SGD, "epochs": 15, "lr": 0.2, "schedule": "fast-bat"}, WONG)
-    cifar("fgsm", 8, {"rel_step": 1.0}, {**_SGD, "epochs": 15, "lr": 0.2, "schedule": "fast-bat"}, WONG)
-    cifar("free", 8, {"replays": 8}, {**_SGD, "epochs": 11, "lr": 0.04, "schedule": "fast-bat"}, WONG)
-    cifar("fast-at", 16, {"rel_step": 1.25}, _FAST_BAT, ZHANG)
-    for eps in (8, 16):
-        cifar("fast-bat", eps, {}, _FAST_BAT, ZHANG)
-        cifar("pgd", eps, {"steps": 2, "rel_step": 0.5}, _FAST_BAT, ZHANG, "PGD-2-AT")
+    cifar("fast-at", 8, {"rel_step": 1.25}, _WONG, WONG, _HALF)
+    start_at_zero = f"their script with its start at zero and a step of ε, which is not its default; {_HALF}"
+    cifar("fgsm", 8, {"rel_step": 1.0}, _WONG, WONG, start_at_zero)
+    cifar("free", 8, {"replays": 8}, {**_WONG, "epochs": 11, "lr": 0.04}, WONG, _HALF)
+    for eps in (8, 16):  # FAST-BAT and what its authors compare it with
+        tag = {"tag": "zhang2022"}  # for those of which other authors' recipes are here too
+        cifar("fast-bat", eps, {}, _FAST_BAT, ZHANG, _ONE_START)
+        cifar("fast-at", eps, {"rel_step": 1.25}, _FAST_BAT, ZHANG, _ONE_START, **(tag if eps == 8 else {}))
+        cifar("pgd", eps, {"steps": 2, "rel_step": 0.5}, _FAST_BAT, ZHANG, f"PGD-2-AT; {_ONE_START}")
+        alignment = {"lam": _ALIGNMENT[eps], "code": "fast-bat"}
+        cifar("gradalign", eps, alignment, _FAST_BAT, ZHANG, f"FAST-AT-GA; {_ONE_START}", **tag)
     for eps, lam in _ALIGNMENT.items():
         fit = {**_SGD, "epochs": 30, "lr": 0.3, "schedule": "gradalign"}
-        cifar("gradalign", eps, {"lam": lam}, fit, "tml-epfl/understanding-fast-adv-training, arXiv 2007.02617")
+        cifar("gradalign", eps, {"lam": lam}, fit, "tml-epfl/understanding-fast-adv-training, arXiv 2007.02617", _HALF)
     for data in ("cifar10", "cifar100"):
         for eps in range(2, 17, 2):
             fit = {**_SGD, "epochs": 30, "lr": 0.2, "schedule": "n-fgsm"}
-            cifar("n-fgsm", eps, {}, fit, "pdejorge/N-FGSM, arXiv 2202.01181", data=data)
+            cifar("n-fgsm", eps, {}, fit, "pdejorge/N-FGSM, arXiv 2202.01181", _ALL_IMAGES, data=data)
     cifar(
         "nuat", 8, {"lam": 4.0},
         {**_SGD, "epochs": 100, "batch_size": 64, "lr": 0.1, "schedule": "nuat", "ema": 0.9998},
-        "val-iisc/NuAT, NuAT_WA_cifar10.py", "NuAT-WA; the authors' network is a ResNet-18 without normalisation",
-        model_options={"normalize": None},
+        "val-iisc/NuAT, NuAT_WA_cifar10.py", _NUAT, model_options={"normalize": None},
     )  # fmt: skip
     wide = {"model": "wideresnet", "model_options": {"normalize": None}}
-    decay = {**_SGD, "weight_decay": 2e-4, "epochs": 76, "lr": 0.1, "schedule": "constant"}
+    decay = {**_SGD, "weight_decay": 2e-4, "epochs": 76, "lr": 0.1, "schedule": "trades"}
     found.append(
         Preset("trades", "cifar10", "wideresnet", 0.031, {"beta": 6.0, "steps": 10, "rel_step": 0.007 / 0.031}, decay,
-               {"depth": 34, "normalize": None}, "yaodongyu/TRADES@6e8e11b, arXiv 1901.08573",
-               "the authors' rate falls to a tenth in the last epoch only"),
+               {"depth": 34, "normalize": None}, "yaodongyu/TRADES@6e8e11b, arXiv 1901.08573", _ALL_IMAGES),
     )  # fmt: skip
-    cifar("sat-r1", 8, {"lam": 0.2, "steps": 3}, _WIDE, VIVEK, **wide)
-    cifar("sat-r2", 8, {"lam": 25.0, "rel_alpha": 0.25}, _WIDE, VIVEK, **wide)
-    cifar("sat-r3", 8, {"lam": 1.0, "tau": 0.6, "rel_eps_low": 0.25, "rel_alpha": 0.25}, _WIDE, VIVEK, **wide)
+    cifar("sat-r1", 8, {"lam": 0.2, "steps": 3}, _WIDE, VIVEK, _SAT_WIDE, **wide)
+    cifar("sat-r2", 8, {"lam": 25.0, "rel_alpha": 0.25}, _WIDE, VIVEK, _SAT_WIDE, **wide)
+    cifar(
+        "sat-r3", 8, {"lam": 1.0, "tau": 0.6, "rel_eps_low": 0.25, "rel_alpha": 0.25}, _WIDE, VIVEK, _SAT_WIDE, **wide
+    )
     rvs = {**_SGD, "batch_size": 64, "weight_decay": 0.0, "epochs": 286, "lr": 0.1, "schedule": "rvs"}
     cifar(
-        "rvs", 8, {"kernel_decay": 2e-4}, rvs, "ALLab-Boun/robustness-via-synthesis@877ab92, arXiv 2108.09713",
-        "201,000 steps are 286 epochs of 45,000 images; shortcuts there are padded with zeros, here 1x1 convolutions",
+        "rvs", 8, {"kernel_decay": 2e-4}, rvs, "ALLab-Boun/robustness-via-synthesis@877ab92, arXiv 2108.09713", _RVS,
         model="wideresnet", model_options={"depth": 34, "activation": "leaky_relu", "normalize": "image"},
     )  # fmt: skip
     for defense, options, lr in (
@@ -129,7 +156,8 @@ def _published() -> list[Preset]:
         ("sat-r2", {"lam": 5.0, "rel_alpha": 1 / 30}, 0.01),
         ("sat-r3", {"lam": 1.0, "tau": 0.4, "rel_eps_low": 1 / 3, "rel_alpha": 1 / 30}, 0.05),
     ):
-        found.append(Preset(defense, "mnist", "lenet+", 0.3, options, {**_MNIST, "lr": lr}, {"normalize": None}, VIVEK))
+        fit, without = {**_MNIST, "lr": lr}, {"normalize": None}
+        found.append(Preset(defense, "mnist", "lenet+", 0.3, options, fit, without, VIVEK, _SAT_MNIST))
     return found
 
 
@@ -141,7 +169,8 @@ def preset(name: str) -> Preset:
     """A published recipe.
 
     Args:
-        name: one of `PRESETS`: defense, data set, network and radius, such as "sat-r1/mnist-lenet+-eps0.3".
+        name: one of `PRESETS`: defense, data set, network and radius, such as "sat-r1/mnist-lenet+-eps0.3"; where two
+            sources have one, the later ends in its own, such as "fast-at/cifar10-preactresnet18-eps8-zhang2022".
 
     Raises:
         ArgumentError: there is none of that name; the message lists those of the same defense.

@@ -88,6 +88,16 @@ def nuat(step: int, total: int, per_epoch: int) -> Rate:
     return Rate(height, 0.9 - 0.1 * height)
 
 
+def trades(step: int, total: int, per_epoch: int) -> Rate:
+    """TRADES (Zhang et al. 2019): a tenth from epoch 75, a hundredth from 90, a thousandth from 100.
+
+    arXiv 1901.08573. Epochs are counted from 1, as in the authors' loop, and do not scale with the length of training:
+    of the 76 epochs of the published recipe the last two use the tenth, and fewer than 75 epochs keep the peak.
+    """
+    epoch = step // per_epoch + 1
+    return Rate(0.1 ** sum(epoch >= first for first in (75, 90, 100)))
+
+
 def sat(step: int, total: int, per_epoch: int) -> Rate:
     """SAT regularizers (Vivek and Babu 2020): 1/5, 1/25, 1/125.
 
@@ -116,6 +126,7 @@ SCHEDULES: dict[str, Schedule] = {
     "n-fgsm": fast_bat,
     "gradalign": gradalign,
     "nuat": nuat,
+    "trades": trades,
     "sat": sat,
     "rvs": rvs,
 }

@@ -72,7 +72,7 @@ def fit(
         batch_size: images per batch (a `DataLoader` keeps its own).
         lr: peak learning rate.
         schedule: how the rate moves between updates: cyclic, one-cycle, cosine, multistep, constant, or a paper's own
-            fast-bat, n-fgsm, gradalign, sat, rvs.
+            fast-bat, n-fgsm, gradalign, nuat, trades, sat, rvs.
         optimizer: sgd (with momentum), adam or adamw.
         momentum: momentum of sgd; the schedule may cycle it.
         weight_decay: weight decay on all parameters, as in the papers.
@@ -80,8 +80,8 @@ def fit(
         ema: weight averaging: decay in (0, 1) of an exponential moving average, which is then validated and kept.
         bf16: run the model under bfloat16 autocast; by default on GPUs that compute in it. Images stay float32.
         compile: let `torch.compile` make the network's passes, for a defense without a second-order term: PyTorch
-            cannot differentiate a compiled backward pass. It takes a minute or more at the beginning, so it pays in long
-            runs only. Weights, validation and what is saved are those of the network itself.
+            cannot differentiate a compiled backward pass. It takes a minute or more at the beginning, so it pays in
+            long runs only. Weights, validation and what is saved are those of the network itself.
         select: which weights to keep: last, or best: the epoch of highest validation accuracy under PGD (clean accuracy
             for standard training).
         validate_every: epochs between validations (clean, FGSM and PGD accuracy on the validation split); 0 for none.

@@ -112,6 +112,43 @@ def test_help_explains_every_option(name):
     assert "Usage" in invoke("train", name, "--help").output
 
 
+def test_with_a_preset_the_help_shows_its_constants_and_asks_for_no_radius():
+    whole, recipe = (
+        " ".join(invoke("train", "sat-r2", *preset, "--help").output.split())
+        for preset in ((), ("--preset", "mnist-lenet+-eps0.3"))
+    )
+    assert "[required]" in whole and "[required]" not in recipe
+    assert "write 8 / 255, not 8. [default: 0.3]" in recipe
+    for shown in ("default: mnist]", "default: lenet+]", "default: 5.0]", "default: 32]", "default: sat]"):
+        assert shown in recipe and shown not in whole
+
+
+@pytest.mark.parametrize(
+    ("defense", "option", "name", "group"),
+    [
+        ("fast-bat", "--lam", "lam", "defense"),
+        ("fast-bat", "--step-size", "step_size", "defense"),
+        ("n-fgsm", "--rel-clip", "rel_clip", "defense"),
+        ("rvs", "--features", "features", "defense"),
+        ("fgsm", "--ema", "ema", "fit"),
+        ("fgsm", "--clip-grad", "clip_grad", "fit"),
+    ],
+)
+def test_the_word_none_stands_for_none_where_python_takes_it(monkeypatch, defense, option, name, group):
+    seen = {}
+    monkeypatch.setattr("advtrain.cli.train", lambda *given: seen.update(given[-1]))
+    for word, value in (("none", None), ("None", None), ("0.5", 0.5)):
+        invoke("train", defense, "--eps", "0.3", option, word)
+        assert seen[group][name] == (str(value) if (name, word) == ("features", "0.5") else value)
+    assert f"{option} " in (shown := invoke("train", defense, "--help").output)
+    assert "|none" in next(line for line in shown.splitlines() if line.strip().startswith(option))
+
+
+def test_a_run_of_fast_bat_with_lambda_none_takes_one_over_alpha(tmp_path):
+    invoke("train", "fast-bat", "--eps", "0.3", "--lam", "none", "--out", tmp_path / "x", "--no-evaluate", *QUICK)
+    assert at.load_run(tmp_path / "x").defense == at.defenses.FastBAT(at.Threat("linf", 0.3), lam=None)
+
+
 def test_arguments_documented_in_docstrings_exist():
     import inspect
 
@@ -143,6 +180,8 @@ def test_data_list_says_what_is_at_hand_and_how_to_get_the_rest(tmp_path):
         (["train", "fastat", "--eps", "0.3"], "No such command 'fastat'"),
         (["train", "pgd", "--eps", "0.3", "--steps", "0"], "steps=0 is not an integer of at least 1"),
         (["train", "fgsm", "--eps", "0.3", "--lr", "-1"], "lr=-1.0 is not above 0"),
+        (["train", "fgsm", "--eps", "0.3", "--lr", "none"], "'none' is not a valid float"),
+        (["train", "fgsm", "--eps", "0.3", "--ema", "nothing"], "'nothing' is not a valid float"),
         (["train", "fgsm", "--eps", "0.3", "--data", "didgits"], "did you mean 'digits'?"),
         (["train", "fgsm", "--eps", "0.3", "--val", "1.5"], "val=1.5 is not a share"),
         (["train", "fgsm", "--eps", "0.3", "--model-option", "width"], "is not NAME=VALUE"),

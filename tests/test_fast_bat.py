@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import close
 
 import advtrain as at
 from advtrain.bilevel import interior
@@ -57,8 +58,7 @@ def test_the_gradient_is_that_of_one_scalar_with_the_implicit_term(lam, batch_no
     )
     c = -(slope * (free * outer).detach()).sum() / ((lam or 1 / alpha) * len(x))
     by_hand = torch.autograd.grad(ce / len(x) + (c - c.detach()), list(twin.parameters()))
-    assert torch.allclose(step.loss, ce / len(x), atol=1e-12)
-    assert (flat(ours) - flat(by_hand)).abs().max() <= 1e-9 * flat(by_hand).abs().max()
+    assert close(step.loss, ce / len(x)) and close(ours, by_hand)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -95,7 +95,7 @@ def test_with_lambda_one_over_alpha_it_is_the_derivative_of_the_lower_level_solu
     measured = (upper(h) - upper(-h)) / (2 * h)
     implicit = sum((d * g).sum() for d, g in zip(direction, found.implicit, strict=True)).item()
     direct = sum((d * g).sum() for d, g in zip(direction, found.direct, strict=True)).item()
-    assert abs(measured - direct - implicit) <= 1e-3 * abs(implicit)
+    assert abs(measured - direct - implicit) <= 1e-6 * abs(implicit)
     with_published_lambda = dataclasses.replace(defense, lam=10.0).solve(model, batch).implicit
     published = sum((d * g).sum() for d, g in zip(direction, with_published_lambda, strict=True)).item()
     assert abs(measured - direct - published) > 0.5 * abs(implicit)
@@ -120,9 +120,9 @@ def test_without_the_implicit_term_only_the_gradient_changes(batch_norm):
     whole = at.defenses.FastBAT(THREAT)
     found = whole.solve(model, batch)
     step = dataclasses.replace(whole, implicit=False)(twin, batch, 0.0)
-    assert torch.allclose(step.loss, found.loss, atol=1e-14) and torch.equal(step.delta, found.points[-1])
-    assert torch.allclose(flat(torch.autograd.grad(step.loss, list(twin.parameters()))), flat(found.direct), atol=1e-14)
-    assert all(torch.allclose(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
+    assert close(step.loss, found.loss, 1e-12) and torch.equal(step.delta, found.points[-1])
+    assert close(torch.autograd.grad(step.loss, list(twin.parameters())), found.direct, 1e-12)
+    assert close(list(model.buffers()), list(twin.buffers()), 1e-12)
     assert "implicit_share" not in step.logs
 
 
@@ -143,23 +143,38 @@ def photographs():
     return model, at.Batch(x, torch.arange(4))
 
 
-def test_a_step_costs_less_than_12_2_forwards_where_the_authors_order_takes_14(photographs):
+def test_a_step_costs_at_most_11_4_forwards_where_the_authors_order_takes_14(photographs):
+    """The issue that asked for FAST-BAT allowed 12.2 forward passes; this limit is what is reached, and a little."""
     model, batch = photographs
     with torch.no_grad():
         unit = benchmark.flops(lambda model, batch: model(batch.x), model, batch)
     ways = benchmark.ways(THREAT)
-    assert at.cost(at.defenses.FastBAT(THREAT), model, batch).forwards <= 12.2
-    assert benchmark.flops(ways["ours"], model, batch) / unit <= 12.2
-    assert 13.9 <= benchmark.flops(ways["authors"], model, batch) / unit <= 14.3
+    assert at.cost(at.defenses.FastBAT(THREAT), model, batch).forwards <= 11.4
+    assert benchmark.flops(ways["ours"], model, batch) / unit <= 11.4
+    for way in ("authors", "authors, lean"):
+        assert 13.9 <= benchmark.flops(ways[way], model, batch) / unit <= 14.3
 
 
-def test_a_step_needs_no_more_memory_than_one_in_the_authors_order():
+def test_a_step_needs_less_memory_than_one_in_the_authors_order_and_no_more_than_a_lean_one():
     """With a batch whose activations outweigh the parameters, as in training."""
     model = at.build_model("preactresnet18", shape=(3, 32, 32), num_classes=10, normalize=None, width=16)
     batch = at.Batch(at.Rng(0, "x").uniform(torch.empty(16, 3, 32, 32), 0, 1), torch.arange(16) % 10)
     ways = benchmark.ways(THREAT)
-    ours, theirs = (benchmark.peak_memory(ways[name], model, batch) for name in ("ours", "authors"))
-    assert ours <= 1.1 * theirs
+    ours, theirs, lean = (
+        benchmark.peak_memory(ways[name], model, batch) for name in ("ours", "authors", "authors, lean")
+    )
+    assert ours <= 0.9 * theirs and ours <= 1.1 * lean and lean < theirs
+
+
+def test_the_lean_order_of_the_authors_computes_what_theirs_does():
+    model, batch = problem(batch_norm=True)
+    found = []
+    for way in ("authors", "authors, lean", "ours"):
+        twin, _ = problem(batch_norm=True)
+        benchmark.clear(twin)
+        loss = benchmark.ways(THREAT)[way](twin, batch)
+        found.append([loss, *(parameter.grad for parameter in twin.parameters())])
+    assert close(found[1], found[0], 1e-12) and close(found[2], found[0])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # PyTorch's own forward derivatives use it

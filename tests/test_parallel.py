@@ -34,6 +34,10 @@ LOSSES = {
 NAMES = list(at.defenses.DEFENSES)
 
 
+def test_every_defense_says_whether_its_loss_is_a_mean_over_images():
+    assert LOSSES.keys() == set(NAMES)
+
+
 class Rows:
     """The draws of the whole batch, of which a process is served its rows."""
 

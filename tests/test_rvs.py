@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from closeness import close
 from torch import nn
 
 import advtrain as at
@@ -111,7 +112,7 @@ def test_synthesized_images_are_inside_the_threat(dtype, clip):
 @pytest.mark.parametrize(("classes", "delta"), [(10, 0.5), (2, 0.1), (4, 0.0), (3, 0.9)])
 def test_smoothed_labels_share_the_rest_among_the_wrong_classes(classes, delta):
     target = smooth_labels(torch.tensor([1, 0]), classes, delta, torch.float64)
-    assert torch.allclose(target.sum(1), torch.ones(2, dtype=torch.float64))
+    assert close(target.sum(1), torch.ones(2, dtype=torch.float64), 1e-15)
     assert target[0, 1] == pytest.approx(1 - delta) and target[0, 0] == pytest.approx(delta / (classes - 1))
 
 
@@ -126,13 +127,13 @@ def test_the_classifier_descends_smoothed_cross_entropy_and_the_transport_throug
     ce = -(0.5 * right + 0.5 / 3 * (log_p.sum(1) - right)).mean()
     kernels = sum((w**2).sum() for name, w in twin.named_parameters() if w.ndim > 1)
     loss = ce + 0.7 * ot + decay * kernels / 2
-    assert torch.allclose(step.delta, x_adv - batch.x, atol=1e-12) and torch.allclose(step.loss, loss, rtol=1e-9)
+    assert close(step.delta, x_adv - batch.x) and close(step.loss, loss)
     ours = torch.autograd.grad(step.loss, list(model.parameters()))
     theirs = torch.autograd.grad(loss, list(twin.parameters()))
-    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-10) for a, b in zip(ours, theirs, strict=True))
+    assert close(ours, theirs)
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
-    assert torch.allclose(step.logs["ot"], ot) and torch.allclose(step.logs["ce"], ce)
-    assert torch.allclose(step.logs["cosine"], pairwise_cosine(step.delta))
+    assert close(step.logs["ot"], ot) and close(step.logs["ce"], ce)
+    assert close(step.logs["cosine"], pairwise_cosine(step.delta))
 
 
 def test_the_generator_takes_one_sgd_step_up_the_transport():
@@ -149,8 +150,7 @@ def test_the_generator_takes_one_sgd_step_up_the_transport():
         with torch.no_grad():
             for w, v in zip(reference.parameters(), velocity, strict=True):
                 w -= 0.1 * v
-    ours, theirs = defense.generator.parameters(), reference.parameters()
-    assert all(torch.allclose(a, b, rtol=1e-7, atol=1e-12) for a, b in zip(ours, theirs, strict=True))
+    assert close(list(defense.generator.parameters()), list(reference.parameters()))
 
 
 def test_each_player_moves_only_itself():
@@ -210,7 +210,7 @@ def test_the_debiased_loss_is_the_debiased_transport():
     model, batch = network(batch_norm=False), batch_of()
     plain, debiased = (ready(model, debiased=d, sinkhorn_eps=1.0)(model, batch, 0.0) for d in (False, True))
     features = [model.forward_features(x) for x in (batch.x, batch.x + plain.delta)]
-    assert torch.allclose(debiased.logs["ot"], sinkhorn(*features, eps=1.0, debiased=True), rtol=1e-9)
+    assert close(debiased.logs["ot"], sinkhorn(*features, eps=1.0, debiased=True))
     assert debiased.logs["ot"] < plain.logs["ot"]
 
 
@@ -267,8 +267,10 @@ def test_features_that_cannot_be_found_are_refused_with_what_there_is():
 def test_the_mean_cosine_is_that_of_all_pairs():
     delta = at.Rng(0).normal(torch.empty(5, 2, 3, 3, dtype=torch.float64))
     pairs = [torch.cosine_similarity(a.flatten(), b.flatten(), 0) for i, a in enumerate(delta) for b in delta[:i]]
-    assert torch.allclose(pairwise_cosine(delta), sum(pairs) / 10)
-    assert torch.allclose(pairwise_cosine(1e-30 * delta.float()), pairwise_cosine(delta).float(), atol=1e-6)
+    assert close(pairwise_cosine(delta), sum(pairs) / 10)
+    assert torch.allclose(
+        pairwise_cosine(1e-30 * delta.float()), pairwise_cosine(delta).float(), atol=1e-6
+    )  # a mean near 0
     assert pairwise_cosine(torch.zeros(3, 4)) == 0 and pairwise_cosine(torch.ones(3, 4)) == pytest.approx(1)
 
 
@@ -389,7 +391,7 @@ def test_what_cannot_be_synthesized_or_measured_is_refused(call, message):
 
 
 def test_on_the_digits_what_is_synthesized_misleads_nobody_and_so_teaches_no_robustness():
-    """Why RvS fails there, measured: the generator sees neither image nor label, and its output hardly depends on them.
+    """Why RvS fails there, measured: the generator sees neither image nor label, and what it makes harms nobody.
 
     A standard network keeps most of its accuracy on the synthesized images, which are alike for all images, and loses it
     on PGD's. A network trained on the former withstands what it has seen, and no gradient.
