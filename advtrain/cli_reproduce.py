@@ -8,12 +8,14 @@ from pathlib import Path
 from time import process_time
 
 import click
+from click.core import ParameterSource
 
 from .cost import Speed, calibrate, cost
 from .errors import AdvtrainWarning, ArgumentError, FileError
 from .experiments import Experiment, check_results_file, load, names, reproduce
 from .experiments.trials import data_of, judged, one_thread
 from .models import build_model
+from .results.table import count
 
 
 @click.command("reproduce", short_help="Make the results of an experiment, and the table from them.")
@@ -26,11 +28,13 @@ from .models import build_model
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
 @click.option("--method", "methods", multiple=True, metavar="LABEL", help="Only this method; may be repeated.")
 @click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; may be repeated.")
-@click.option("--fresh", is_flag=True, help="Make all runs anew, also those that are in the file.")
+@click.option("--fresh", is_flag=True, help="Make the runs anew, also those that are in the file.")
 @click.option("--time-limit", type=float, metavar="MINUTES", help="Stop after so many minutes; the next call goes on.")
-@click.option("--list", "show_list", is_flag=True, help="Show the experiments that come with the package.")
+@click.option("--list", "show_list", is_flag=True, help="Show what there is, or EXPERIMENT alone, and its cost.")
 @click.option("--check", "check_path", type=click.Path(path_type=Path), help="Make one run of a results file again.")
+@click.pass_context
 def reproduce_command(
+    context: click.Context,
     name: str | None,
     out: Path | None,
     root: str | None,
@@ -45,51 +49,67 @@ def reproduce_command(
 ) -> None:
     """Make all runs of EXPERIMENT, a name or a .toml file, write them to a results file, and show the table.
 
-    The file is written after every run, and the same command goes on where an earlier one ended. The status is 0 if the
-    file then has all runs that were asked for, none of them failed; 130 after Ctrl-C; 1 otherwise.
+    The file is written after every run, and the same command, without --fresh, goes on where an earlier one ended. The
+    status is 0 if the file then has all runs that were asked for, none of them failed; 130 after Ctrl-C; 1 otherwise.
 
     \b
         advtrain reproduce --list
         advtrain reproduce digits
-        advtrain reproduce --check runs/digits.json
+        advtrain reproduce --check runs/digits.json --method pgd
     """
-    if (name is not None) + show_list + (check_path is not None) != 1:
-        raise click.UsageError("name an experiment, or say --list, or --check FILE")
     if show_list:
-        for shipped in names():
+        refuse(context, "--list", "name", "root")
+        for shipped in [name] if name else names():
             click.echo(describe(load(shipped), root))
     elif check_path is not None:
-        check = check_results_file(check_path, root=root, device=device)
+        refuse(context, "--check", "root", "workers", "device", "methods", "seeds")
+        options = {"root": root, "device": device, "methods": methods, "seeds": seeds}
+        check = check_results_file(check_path, **options, workers=1 if workers is None else workers)
         click.echo(check)
         sys.exit(0 if check.agrees else 1)
+    elif name is None:
+        raise click.UsageError("name an experiment, or say --list, or --check FILE")
     else:
         experiment = load(name)
         place = out or Path("runs") / f"{experiment.name}.json"
+        again = "the same command without --fresh goes on" if fresh else "the same command goes on"
         try:
             results = reproduce(
                 experiment, out=place, root=root, workers=workers, device=device, methods=methods, seeds=seeds,
                 fresh=fresh, time_limit=time_limit, tell=click.echo,
             )  # fmt: skip
         except KeyboardInterrupt:
-            click.echo(f"interrupted; finished runs are in {place}, and the same command goes on from there", err=True)
+            click.echo(f"interrupted; finished runs are in {place}, and {again} from there", err=True)
             sys.exit(130)
         click.echo(results)
         wanted = {plan.key for plan in experiment.plan(methods, seeds)}
         made = [run for run in results.runs if run.key in wanted]
         if left := len(wanted) - len(made):
-            click.echo(f"time is up: {left} runs are still to be made; the same command goes on", err=True)
+            words = "is" if left == 1 else "are"
+            click.echo(f"time is up: {count(left, 'run')} {words} still to be made; {again}", err=True)
         sys.exit(1 if left or not all(run.finished for run in made) else 0)
+
+
+def refuse(context: click.Context, option: str, *read: str) -> None:
+    """Refuse what was given on the command line beside `option` and would do nothing with it."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if given and parameter.name not in read and option not in parameter.opts:
+            what = "EXPERIMENT" if isinstance(parameter, click.Argument) else parameter.opts[0]
+            raise click.UsageError(f"{what} does nothing with {option}: leave it out")
 
 
 def describe(experiment: Experiment, root: str | None = None) -> str:
     """An experiment in two lines: its title, how many runs it has, and what they cost."""
     runs = len(experiment.plan())
-    head = f"{experiment.name}: {experiment.title}\n  {len(experiment.methods)} methods, {runs} runs"
+    methods = count(len(experiment.methods), "method")
+    head = f"{experiment.name}: {experiment.title}\n  {methods}, {count(runs, 'run')}"
     try:
         forwards, seconds = estimate(experiment, root)
     except (FileError, ArgumentError) as error:
         return f"{head}; {error}"
-    duration = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
+    minutes = max(1, round(seconds / 60))
+    duration = count(minutes, "minute") if seconds < 7200 else f"{seconds / 3600:.0f} hours"
     return f"{head}, about {forwards:.1g} forward-equivalents of an image: {duration} on one core of this CPU"
 
 

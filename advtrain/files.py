@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,41 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, *, stale: float = 60) -> Iterator[None]:
+    """Let one process at a time read a file and write it anew: the others wait for the end of the block.
+
+    The lock is a file beside `path`, created only where there is none. Blocks take a fraction of a second, so a lock
+    that is older than `stale` seconds was left by a process that is gone, and is removed.
+
+    Args:
+        path: the file that is guarded.
+        stale: seconds after which a lock is no longer believed.
+
+    Raises:
+        FileError: the folder cannot be made or written to.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                break
+            except FileExistsError:
+                with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
+                    if abs(time.time() - lock.stat().st_mtime) > stale:
+                        lock.unlink()
+                time.sleep(0.02)
+    except OSError as error:
+        raise FileError(f"cannot write {lock}: {error.strerror or error}; choose a folder you may write to") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -60,13 +96,13 @@ def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
-        FileError: it is missing, unreadable or damaged.
+        FileError: it is missing, unreadable, damaged, or nested too deeply.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of which UnicodeError and JSONDecodeError are ValueErrors
         raise FileError(f"{path} cannot be read as JSON: {error}") from error
 
 
@@ -101,7 +137,10 @@ def digest_of(value: Any) -> str:
     """SHA-256 of JSON-able values, whatever the order of their keys, as 64 hexadecimal digits.
 
     Args:
-        value: dicts, lists, texts, finite numbers.
+        value: dicts, lists, strings, finite numbers.
+
+    Raises:
+        ValueError, RecursionError: it is not such a value.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

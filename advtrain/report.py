@@ -45,7 +45,10 @@ class Row:
 
     @property
     def digest(self) -> str | None:
-        """SHA-256 of the verdicts, one bit for each image: equal only if every image met the same one."""
+        """SHA-256 of the verdicts, one bit for each image: equal only if every image met the same one.
+
+        Bits are in the order of the split, packed by `numpy.packbits`: the first image is the highest bit of a byte.
+        """
         if self.verdicts is None:
             return None
         return hashlib.sha256(numpy.packbits(self.verdicts.cpu().numpy()).tobytes()).hexdigest()

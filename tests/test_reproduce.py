@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -15,10 +16,13 @@ from click.testing import CliRunner
 import advtrain as at
 from advtrain import experiments
 from advtrain.cli import main, run
-from advtrain.experiments import check_results_file, reproduce
+from advtrain.experiments import check_results_file, digest_of, reproduce, trials
 from advtrain.experiments.checks import make_defense
+from advtrain.experiments.confirm import expected
 from advtrain.experiments.trials import columns
 from advtrain.experiments.workers import Crash, in_workers
+from advtrain.files import locked
+from advtrain.report import wilson
 
 TINY = """
 title = "Tiny"
@@ -141,7 +145,7 @@ def test_ctrl_c_and_kill_lose_no_finished_run(tiny, made):
     told = []
     results = reproduce(tiny, out=out, workers=0, tell=told.append)
     assert rows(results) == rows(at.load_results(made)) and not results.missing
-    assert results.runs[: len(after_second)] == after_second and told[0].startswith(f"{len(after_second)} runs are in")
+    assert results.runs[: len(after_second)] == after_second and told[0].startswith(f"{len(after_second)} run")
     before = out.read_bytes()
     reproduce(tiny, out=out, workers=0)
     assert out.read_bytes() == before  # nothing left to do
@@ -199,6 +203,130 @@ def test_a_changed_experiment_makes_what_has_changed(tiny, made, tmp_path):
         reproduce("digits", out=out)
 
 
+def test_fresh_loses_nothing_and_is_gone_on_with_without_it(tiny, made, tmp_path):
+    """Each time the file as it was gets a name of its own; what --fresh put aside is not taken up again."""
+    out = tmp_path / "r.json"
+    out.write_bytes(made.read_bytes())
+    first = json.loads(made.read_text())
+    common = ["reproduce", str(tiny), "--out", str(out), "--workers", "0"]
+    result = CliRunner().invoke(main, [*common, "--fresh", "--method", "fast", "--time-limit", "1e-9"])
+    assert "2 runs in" in result.output and "made anew" in result.output
+    assert "2 runs are still to be made; the same command without --fresh goes on" in result.output
+    assert len(at.load_results(out).runs) == 2
+    reproduce(tiny, out=out, workers=0, methods=["fast"], seeds=[0])
+    trimmed = out.read_bytes()
+    told = []
+    reproduce(tiny, out=out, workers=0, methods=["fast"], seeds=[0], fresh=True, tell=told.append)
+    assert "1 run in" in told[0] and "is made anew" in told[0] and "2 runs are in" in told[1]
+    assert (tmp_path / "r.before.json").read_bytes() == made.read_bytes()
+    assert (tmp_path / "r.before-2.json").read_bytes() == trimmed
+    again = reproduce(tiny, out=out, workers=0)
+    assert not again.missing and rows(again) == rows(at.load_results(made)) and first == json.loads(made.read_text())
+
+
+def test_options_of_later_versions_do_not_make_runs_unwanted(tiny, made, tmp_path):
+    """A file from before `compile`: with the default it is the same run."""
+    value = json.loads(made.read_text())
+    for part in [*value["experiment"]["methods"], *(made_run["config"] for made_run in value["runs"])]:
+        del part["fit"]["compile"]
+    value["digest"] = digest_of(value["experiment"])
+    for made_run in value["runs"]:
+        made_run["digest"] = digest_of(made_run["config"])
+    (tmp_path / "r.json").write_text(json.dumps(value))
+    told = []
+    results = reproduce(tiny, out=tmp_path / "r.json", workers=0, tell=told.append)
+    assert results == at.load_results(made) and told == [f"4 runs are in {tmp_path / 'r.json'} already"]
+
+
+def test_two_calls_with_one_file_lose_no_run(tiny, made, tmp_path):
+    """The other one writes its runs while this one is at work."""
+    out = tmp_path / "r.json"
+    others = []
+
+    def meanwhile(text):
+        if not others and text.startswith("[1/"):
+            others.append(reproduce(tiny, out=tmp_path / "other.json", workers=0, methods=["pgd-2"]))
+            other = at.load_results(tmp_path / "other.json")
+            other.save(out)  # as if it had begun before this call
+
+    results = reproduce(tiny, out=out, workers=0, methods=["fast"], tell=meanwhile)
+    assert others and rows(at.load_results(out)) == rows(results) == rows(at.load_results(made))
+    assert [call["command"].rpartition("--method ")[2] for call in results.provenance] == ["fast", "pgd-2"]
+    assert {run.method: results.provenance[run.call]["command"][-5:] for run in results.runs} == {
+        "fast": " fast", "pgd-2": "pgd-2",
+    }  # fmt: skip
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_processes_with_one_file_lose_no_run(tiny, made, tmp_path):
+    out = tmp_path / "r.json"
+    command = [sys.executable, "-m", "advtrain", "reproduce", tiny, "--out", out, "--workers", "0", "--method"]
+    both = [subprocess.Popen([*command, name], stdout=subprocess.PIPE) for name in ("fast", "pgd-2")]
+    assert [process.communicate(timeout=120) and process.returncode for process in both] == [0, 0]
+    assert rows(at.load_results(out)) == rows(at.load_results(made))
+
+
+def test_a_spoiled_file_does_not_cost_the_run_just_made(tiny, tmp_path):
+    out = tmp_path / "r.json"
+    results = reproduce(
+        tiny, out=out, workers=0, methods=["fast"], tell=lambda text: "[1/" in text and out.write_text("{")
+    )
+    assert at.load_results(out) == results and len(results.runs) == 2
+    assert (tmp_path / "r.before.json").read_text() == "{"
+
+
+def test_a_lock_is_waited_for_and_an_old_one_is_not(tmp_path):
+    order = []
+
+    def other():
+        with locked(tmp_path / "x"):
+            order.append("other")
+
+    with locked(tmp_path / "x"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        time.sleep(0.1)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"] and not list(tmp_path.iterdir())
+    (tmp_path / ".x.lock").touch()
+    os.utime(tmp_path / ".x.lock", (0, 0))
+    with locked(tmp_path / "x"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_programs_from_standard_input_are_told_to_do_without_workers(tiny, tmp_path):
+    program = f"import advtrain as at\nat.reproduce({str(tiny)!r}, out={str(tmp_path / 'r.json')!r}, workers=1)"
+    found = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True)
+    assert found.returncode == 1 and "from a program read from standard input: say workers=0" in found.stderr
+
+
+def test_an_exit_in_a_run_is_a_failed_run(monkeypatch):
+    monkeypatch.setattr(trials, "_make", lambda *arguments: sys.exit("no"))
+    assert trials.make_trial({}, None, "cpu")["message"] == "SystemExit: no"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("limit = 50", "limit = 1000", r"limit=1000 is not at most 360: the test split of digits has no more"),
+        ('name = "digits"', 'name = "digits"\nval = 5000', r"val=5000 is not below 1437"),
+        (
+            'defense = "fast-at"',
+            'defense = "fast-bat"\nfit = { compile = true }',
+            r"fast: compile=True is not possible with fast-bat",
+        ),
+        ("width = 4", "width = 4\nnormalize = [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]", "two lists of 1 numbers"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_written(tmp_path, old, new, message):
+    (tmp_path / "tiny.toml").write_text(TINY.replace(old, new, 1))
+    with pytest.raises(at.AdvtrainError, match=message):
+        reproduce(tmp_path / "tiny.toml", out=tmp_path / "runs" / "r.json", workers=0)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_command_line_says_when_time_is_up(tiny, tmp_path):
     arguments = ["reproduce", str(tiny), "--out", str(tmp_path / "r.json"), "--workers", "0", "--time-limit", "1e-9"]
     result = CliRunner().invoke(main, arguments)
@@ -207,53 +335,97 @@ def test_the_command_line_says_when_time_is_up(tiny, tmp_path):
 
 def tampered(made, tmp_path, change):
     value = json.loads(made.read_text())
-    for entry in value["runs"]:
-        entry["forwards_total"] = 1 if (entry["method"], entry["seed"]) == ("fast", 1) else 2
     change(value)
     (tmp_path / "t.json").write_text(json.dumps(value))
     return tmp_path / "t.json"
 
 
+def entry(value, seed=1):
+    return next(run for run in value["runs"] if (run["method"], run["seed"]) == ("fast", seed))
+
+
 def test_check_confirms_a_true_file_and_no_other(made, tmp_path):
-    def of(value):
-        return next(run for run in value["runs"] if (run["method"], run["seed"]) == ("fast", 1))
-
     def count(by):
-        return lambda value: of(value)["rows"]["clean"].update(correct=of(value)["rows"]["clean"]["correct"] + by)
+        return lambda value: entry(value)["rows"]["clean"].update(correct=entry(value)["rows"]["clean"]["correct"] + by)
 
-    def verdicts(value):
-        of(value)["rows"]["pgd"]["verdicts"] = "0" * 64
+    def rounding(value):
+        entry(value)["rows"]["pgd"]["verdicts"] = entry(value)["made"]["weights"] = "0" * 64
+
+    def commit(value):
+        rounding(value)
+        value["provenance"][0]["commit"] = "f" * 40
 
     def elsewhere(value):
-        verdicts(value)
-        value["provenance"][0]["versions"]["torch"] = "1.0"
+        rounding(value)
+        value["provenance"][0]["instructions"] = "VSX"
 
     def far(value):
         elsewhere(value)
-        of(value)["rows"]["pgd"]["correct"] = 50 if of(value)["rows"]["pgd"]["correct"] < 25 else 0
+        for seed in (0, 1):
+            entry(value, seed)["rows"]["pgd"]["correct"] = 50
 
+    def data(value):
+        elsewhere(value)
+        entry(value)["made"]["data"] = "0" * 64
+
+    true, here = "confirmed: the same weights bit for bit, and every image meets the same verdict", "in the same place"
     expected = [
-        (lambda value: None, True, "confirmed: every image meets the same verdict"),
-        (count(-1), False, "its other figures are not theirs: clean"),
-        (verdicts, False, "NOT confirmed, with the same versions"),
-        (elsewhere, True, r"confirmed within the 95% intervals, not image by image (another versions)"),
-        (far, False, "NOT confirmed (another versions): outside the 95% interval for pgd"),
+        (lambda value: None, True, f"1 of 4 runs made again: fast, seed 1: {true} ({here})"),
+        (lambda value: value["provenance"][0].update(instructions="VSX"), True, f"{true} (another instructions)"),
+        (lambda value: value["provenance"][0].update(python="2.7"), True, f"{true} (another python)"),
+        (lambda value: entry(value)["history"]["loss"].reverse(), False, "its other figures are not: other history"),
+        (lambda value: entry(value)["history"]["seconds"].reverse(), True, true),
+        (lambda value: entry(value).update(best_epoch=1), False, "other best epoch"),
+        (lambda value: entry(value).update(notes=["splendid"]), False, "other notes"),
+        (lambda value: entry(value).update(forwards=1.0), False, "other forwards"),
+        (lambda value: entry(value)["made"].clear(), True, "confirmed: every image meets the same verdict (in"),
+        (count(-1), False, "the verdicts and weights are those of the file, but its other figures are not: clean"),
+        (rounding, False, "NOT confirmed, with the same versions on the same kind of machine (in the same place)"),
+        (commit, False, "NOT confirmed, with the same versions on the same kind of machine (another commit)"),
+        (elsewhere, True, "confirmed within the 99% prediction interval from the file's 2 seeds of the method"),
+        (far, False, "NOT confirmed (another instructions): outside the 99% prediction interval"),
+        (data, False, "NOT confirmed (another instructions): it was made of other data"),
     ]
     for change, agrees, words in expected:
-        check = check_results_file(tampered(made, tmp_path, change), workers=0)
+        check = check_results_file(tampered(made, tmp_path, change), workers=0, methods=["fast"], seeds=[1])
         assert (check.trial.method, check.trial.seed) == ("fast", 1)
-        assert check.agrees == agrees and words in str(check)
+        assert check.agrees == agrees and words in str(check), str(check)
 
 
-def test_check_on_the_command_line_says_so_by_its_status(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "advtrain.cli_reproduce.check_results_file",
-        lambda path, **options: check_results_file(path, workers=0, **options),
-    )
-    assert CliRunner().invoke(main, ["reproduce", "--check", str(made)]).exit_code == 0
-    wrong = tampered(made, tmp_path, lambda value: value["runs"][2]["rows"]["pgd"].update(verdicts="0" * 64))
-    result = CliRunner().invoke(main, ["reproduce", "--check", str(wrong)])
+def test_an_accuracy_elsewhere_is_expected_where_another_seed_would_be(made):
+    results = at.load_results(made)
+    (first, second), t = results.of("fast"), 63.656741162871583  # Student's t for 0.995 and one degree of freedom
+    mean, spread = (first["clean"] + second["clean"]) / 2, abs(first["clean"] - second["clean"]) / 2**0.5
+    row = first.row("clean")
+    low, high = wilson(row.correct, row.total, 2.5758293035489004)
+    half = t * spread * 1.5**0.5 + (high - low) / 2
+    found = expected(results, first, "clean")
+    assert found[:2] == pytest.approx((max(0, mean - half), min(1, mean + half))) and "2 seeds" in found[2]
+    results.runs.remove(second)
+    found = expected(results, first, "clean")
+    ends = (max(0, first["clean"] - (high - low)), min(1, first["clean"] + (high - low)))
+    assert found[:2] == pytest.approx(ends) and "single seed" in found[2]
+
+
+def test_check_takes_the_cheapest_run_that_trains_against_an_attack(tmp_path):
+    text = TINY.replace("seeds = [0, 1]", "seeds = [0]") + '[[method]]\nname = "plain"\ndefense = "standard"\n'
+    (tmp_path / "x.toml").write_text(text)
+    results = reproduce(tmp_path / "x.toml", out=tmp_path / "r.json", workers=0)
+    costs = {run.method: run.forwards_total for run in results.runs}
+    assert costs["plain"] < costs["fast"] < costs["pgd-2"]
+    assert check_results_file(tmp_path / "r.json", workers=0).trial.method == "fast"
+    assert check_results_file(tmp_path / "r.json", workers=0, methods=["plain"]).trial.method == "plain"
+    with pytest.raises(at.errors.ArgumentError, match="method='plane' is not one of fast, pgd-2, plain"):
+        check_results_file(tmp_path / "r.json", methods=["plane"])
+
+
+def test_check_on_the_command_line_says_so_by_its_status(made, tmp_path):
+    arguments = ["reproduce", "--workers", "0", "--check"]
+    assert CliRunner().invoke(main, [*arguments, str(made)]).exit_code == 0
+    wrong = tampered(made, tmp_path, lambda value: entry(value)["rows"]["pgd"].update(verdicts="0" * 64))
+    result = CliRunner().invoke(main, [*arguments, str(wrong), "--method", "fast", "--seed", "1"])
     assert result.exit_code == 1 and "NOT confirmed" in result.output
+    assert CliRunner().invoke(main, [*arguments, str(wrong), "--method", "fast", "--seed", "0"]).exit_code == 0
 
 
 def test_list_shows_what_comes_with_the_package_and_its_cost(data_folder):
@@ -264,10 +436,16 @@ def test_list_shows_what_comes_with_the_package_and_its_cost(data_folder):
     assert "forward-equivalents" in output and "advtrain data fetch mnist" in output
 
 
+def test_list_shows_ones_own_file(tiny):
+    result = CliRunner().invoke(main, ["reproduce", str(tiny), "--list"], catch_exceptions=False)
+    assert "tiny: Tiny\n  2 methods, 4 runs, about" in result.output and "digits" not in result.output
+
+
 @pytest.mark.parametrize("name", experiments.names())
 def test_shipped_experiments_say_why(name):
     shipped = experiments.load(name)
-    assert shipped.about and shipped.compare and all(comparison.why for comparison in shipped.compare)
+    assert shipped.about and all(comparison.why for comparison in shipped.compare)
+    assert shipped.compare or shipped.judge["split"] == "val"  # what constants are chosen by claims nothing
     assert len({plan.key for plan in shipped.plan()}) == len(shipped.methods) * len(shipped.seeds)
     assert json.loads(json.dumps(shipped.content)) == shipped.content
 
@@ -325,6 +503,19 @@ def test_a_base_is_taken_over_key_by_key(tiny, tmp_path):
         ("epochs = 2", "lr = -1", r"\[fit\]: lr=-1.0 is not above 0"),
         ("epochs = 2", "lr = nan", r"\[fit\]: lr=nan is not a finite number"),
         ("epochs = 2", 'schedule = "sta"', r"\[fit\]: schedule='sta' is not one of .*did you mean 'sat'\?"),
+        ("width = 4", "normalize = [1, 2]", r"\[model\]: normalize=\[1, 2\] is not \"data\", \"image\""),
+        ("width = 4", "normalize = []", r"\[model\]: normalize=\[\] is not"),
+        ("width = 4", "normalize = [[0.5], [0.0]]", r"\[model\]: normalize=\[\[0.5\], \[0.0\]\] is not"),
+        ('title = "Tiny"', "title = 7", "title=7 is not a string: write it in quotes"),
+        ('title = "Tiny"', 'title = "Tiny"\nbase = 5', "base=5 is not a string"),
+        ('title = "Tiny"', 'title = "Tiny"\nbase = "digist"', "base='digist' is not one of digits"),
+        ('title = "Tiny"', r'title = "Ti\u001b[2Jny"', "is not one line without control characters"),
+        ('name = "pgd-2"', r'name = "pgd\n2"', "name='pgd.n2' is not one line without control characters"),
+        (
+            'b = "fast"',
+            'b = "fast"\n[[method]]\nname = "again"\ndefense = "fast-at"\noptions = { rel_step = 1.25 }',
+            "name='again' is not another method than 'fast': with all defaults written out",
+        ),
         ("limit = 50", 'split = "train"', r"\[judge\]: split='train' is not one of test, val"),
         ("restarts = 1", "restart = 1", r"\[judge\]: protocol: key='restart' is not one of .*'restarts'\?"),
         ("limit = 50", "limit = 0", r"\[judge\]: limit=0 is not an integer of at least 1"),
@@ -372,6 +563,11 @@ def test_selecting_what_cannot_be_selected_is_refused(tmp_path):
         (["--check", "nowhere.json"], "nowhere.json does not exist"),
         ([], "name an experiment, or say --list"),
         (["digits", "--time-limit", "0"], "time_limit=0.0 is not above 0"),
+        (["digits", "--time-limit", "-1"], "time_limit=-1.0 is not above 0 and finite"),
+        (["digits", "--time-limit", "inf"], "time_limit=inf is not above 0 and finite"),
+        (["digits", "--check", "x.json"], "EXPERIMENT does nothing with --check: leave it out"),
+        (["--check", "x.json", "--fresh"], "--fresh does nothing with --check: leave it out"),
+        (["--list", "--seed", "0"], "--seed does nothing with --list"),
     ],
 )
 def test_mistakes_end_in_one_line_and_status_two(capsys, data_folder, monkeypatch, tmp_path, arguments, message):
@@ -380,6 +576,7 @@ def test_mistakes_end_in_one_line_and_status_two(capsys, data_folder, monkeypatc
         run(["reproduce", *arguments])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and "Traceback" not in error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_long_histories_are_thinned_evenly():

@@ -393,8 +393,8 @@ def test_what_cannot_be_synthesized_or_measured_is_refused(call, message):
 def test_on_the_digits_what_is_synthesized_misleads_nobody_and_so_teaches_no_robustness():
     """Why RvS fails there, measured: the generator sees neither image nor label, and what it makes harms nobody.
 
-    A standard network keeps most of its accuracy on the synthesized images, which are alike for all images, and loses it
-    on PGD's. A network trained on the former withstands what it has seen, and no gradient.
+    A standard network keeps most of its accuracy on the synthesized images, which are alike for all images, and
+    loses it on PGD's. A network trained on the former withstands what it has seen, and no gradient.
     """
     digits, threat = at.load_data("digits"), at.Threat("linf", 0.3)
     rvs = at.defenses.RvS(threat)

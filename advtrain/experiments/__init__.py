@@ -38,8 +38,9 @@ base, in `[data]`, `[model]`, `[threat]`, `[fit]` and `[judge]` key by key.
 
 from ..files import digest_of
 from ..results.paired import METRICS
+from .confirm import Check, check_results_file
 from .read import load, names
-from .reproduce import Check, check_results_file, reproduce
+from .reproduce import reproduce
 from .spec import Comparison, Experiment, Method, Plan
 
 __all__ = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import math
 import types
 import typing
@@ -16,14 +15,15 @@ import torch
 from ..data import load_data
 from ..defense import Defense
 from ..defenses import DEFENSES
-from ..errors import ArgumentError, ModelError, at_least, bad, one_of
+from ..errors import ArgumentError, ModelError, at_least, bad, is_real, one_of
 from ..evaluate import PROTOCOLS, Protocol
 from ..models import MODELS, build_model
-from ..recipe import RECORDED, check_options
+from ..recipe import check_options
+from ..results.configs import JUDGE, fit_defaults, readable
 from ..threat import Threat, parse_eps
 from ..train import fit
 
-KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
 @contextlib.contextmanager
@@ -69,11 +69,13 @@ def check_type(name: str, value: Any, hint: Any) -> Any:
     bad(name, value, " or ".join(accepted), "write it without quotes" if quoted and value != "none" else "")
 
 
-def check_texts(table: dict[str, Any], *names: str) -> None:
-    """Refuse texts that are none, or empty."""
+def check_texts(table: dict[str, Any], *names: str, lines: bool = False) -> None:
+    """Refuse what is no string, or empty, or has control characters; line breaks only if `lines`."""
     for name in names:
         if name in table and not (isinstance(table[name], str) and table[name].strip()):
-            bad(name, table[name], "a text")
+            bad(name, table[name], "a string", "write it in quotes" if not isinstance(table[name], str) else "")
+        if name in table and not readable(table[name], lines):
+            bad(name, table[name], "free of control characters" if lines else "one line without control characters")
 
 
 def typed(table: Any, hints: dict[str, Any], required: Iterable[str] = ()) -> dict[str, Any]:
@@ -84,9 +86,8 @@ def typed(table: Any, hints: dict[str, Any], required: Iterable[str] = ()) -> di
 def fit_options(table: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `fit` that `table` changes, the others at their defaults; without seed and device."""
     hints = typing.get_type_hints(fit)
-    names = [name for name in (*RECORDED, "bf16") if name != "seed"]
-    options = {name: inspect.signature(fit).parameters[name].default for name in names}
-    options |= typed(table, {name: hints[name] for name in names})
+    options = fit_defaults()
+    options |= typed(table, {name: hints[name] for name in options})
     check_options({**options, "seed": 0})
     if options["select"] == "best" and not options["validate_every"]:
         bad("select", "best", "possible without validation", "keep validate_every above 0, or select = 'last'")
@@ -111,8 +112,11 @@ def make_defense(name: Any, threat: Threat, options: Any) -> Defense:
 def data_options(table: Any) -> dict[str, Any]:
     """Name and validation share of the data; which seed and folder, the run knows."""
     hints = typing.get_type_hints(load_data)
-    val = inspect.signature(load_data).parameters["val"].default
-    options = {"name": "", "val": val, **typed(table, {"name": str, "val": hints["val"]}, ("name",))}
+    options = {
+        "name": "",
+        "val": load_data.__kwdefaults__["val"],
+        **typed(table, {"name": str, "val": hints["val"]}, ("name",)),
+    }
     check_texts(options, "name")
     if options["val"] < 0 or (isinstance(options["val"], float) and options["val"] >= 1):
         bad("val", options["val"], "a share in [0, 1) or a count", "0.1 keeps a tenth, 1000 keeps a thousand images")
@@ -130,16 +134,28 @@ def model_options(table: Any) -> dict[str, Any]:
     options = {"name": "", "normalize": "data", **entry.options, **typed(table, accepted)}
     options["normalize"] = None if options["normalize"] == "none" else options["normalize"]
     trial = {**options, "normalize": None} if options["normalize"] == "data" else options
-    channels = len(options["normalize"][0]) if isinstance(options["normalize"], list) else 1
+    channels = check_normalize(options["normalize"])
     with torch.device("meta"):
         build_model(**trial, shape=(channels, 32, 32), num_classes=10)
     return options
 
 
+def check_normalize(value: Any) -> int:
+    """Refuse a first layer that there is none of; returns for how many channels it is."""
+    if value in (None, "data", "image"):
+        return 1
+    pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, list) and part for part in value)
+    numbers = pair and all(is_real(number) and math.isfinite(number) for part in value for number in part)
+    if not numbers or len(value[0]) != len(value[1]) or min(value[1]) <= 0:
+        accepted = '"data", "image", "none" or [[means], [standard deviations]]'
+        bad("normalize", value, accepted, "one number for each channel, such as [[0.5], [0.25]]")
+    return len(value[0])
+
+
 def judge_options(table: Any) -> dict[str, Any]:
     """By which images and which protocol the trained networks are judged."""
     hints = {"split": str, "protocol": Any, "limit": int | None, "batch_size": int}
-    options = {"split": "test", "protocol": "strict", "limit": None, "batch_size": 512, **typed(table, hints)}
+    options = {**JUDGE, **typed(table, hints)}
     one_of("split", options["split"], ("test", "val"))
     if options["limit"] is not None:
         at_least("limit", options["limit"], 1)

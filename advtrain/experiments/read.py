@@ -53,7 +53,7 @@ def load(name: str | Path) -> Experiment:
     with place(path.name):
         table = _parse(path)
         if "base" in table:
-            base = _parse(_find(table["base"], path.parent))
+            base = _parse(_find(table["base"], path.parent, "base"))
             if "base" in base:
                 bad("base", table["base"], "a file that has no base itself")
             both = [key for key in TABLES if isinstance(base.get(key), dict) and isinstance(table.get(key), dict)]
@@ -61,10 +61,12 @@ def load(name: str | Path) -> Experiment:
         return _read(path.stem, table)
 
 
-def _find(name: Any, beside: Path) -> Path:
+def _find(name: Any, beside: Path, key: str = "experiment") -> Path:
+    if not isinstance(name, (str, Path)):
+        bad(key, name, "a string", "the name of an experiment, or the path of a .toml file")
     if str(name).endswith(".toml"):
         return beside / name
-    one_of("experiment", name, names())
+    one_of(key, name, names())
     return FOLDER / f"{name}.toml"
 
 
@@ -80,7 +82,9 @@ def _parse(path: Path) -> dict[str, Any]:
 def _read(name: str, table: dict[str, Any]) -> Experiment:
     """The experiment that a table describes."""
     check_keys(table, KEYS, REQUIRED)
-    check_texts(table, "title", "about")
+    check_texts({"file name": name}, "file name")
+    check_texts(table, "title")
+    check_texts(table, "about", lines=True)
     seeds = table["seeds"]
     if not isinstance(seeds, list) or not seeds or len({repr(seed) for seed in seeds}) < len(seeds):
         bad("seeds", seeds, "a list of different integers", "such as seeds = [0, 1, 2]")
@@ -103,6 +107,10 @@ def _read(name: str, table: dict[str, Any]) -> Experiment:
             method = _method(entry, table, threat)
             if method.name in methods:
                 bad("name", method.name, "unique", "each method needs a label of its own, such as 'pgd-2'")
+            for other in methods.values():
+                if (other.defense, other.fit) == (method.defense, method.fit):
+                    hint = "with all defaults written out they are the same training: leave one out"
+                    bad("name", method.name, f"another method than {other.name!r}", hint)
             if method.fit["select"] == "best" and not data["val"]:
                 bad("select", "best", "possible with val = 0", "[data] sets no images aside for validation")
             methods[method.name] = method
@@ -112,7 +120,7 @@ def _read(name: str, table: dict[str, Any]) -> Experiment:
     for label, entry in _entries(table, "compare"):
         with place(label):
             check_keys(entry, ("a", "b", "metric", "why"), ("a", "b"))
-            check_texts(entry, "why")
+            check_texts(entry, "why", lines=True)
             for side in ("a", "b"):
                 one_of(side, entry[side], methods)
             one_of("metric", entry.get("metric", "pgd"), METRICS)
@@ -135,7 +143,8 @@ def _entries(table: dict[str, Any], key: str) -> list[tuple[str, Any]]:
 
 def _method(entry: Any, table: dict[str, Any], threat: Threat) -> Method:
     check_keys(entry, ("name", "defense", "options", "fit", "threat", "about"), ("name", "defense"))
-    check_texts(entry, "name", "about")
+    check_texts(entry, "name")
+    check_texts(entry, "about", lines=True)
     if "threat" in entry:
         with place("threat"):
             threat = make_threat({**asdict(threat), **check_keys(entry["threat"], asdict(threat))})

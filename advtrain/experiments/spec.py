@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..defense import Defense
 from ..errors import one_of
 from ..files import digest_of
+from ..results.configs import config_of, plain
 from ..threat import Threat
 
 
@@ -125,17 +125,11 @@ class Experiment:
             one_of("method", name, [method.name for method in self.methods])
         for seed in seeds:
             one_of("seed", seed, self.seeds)
-        judge = {**self.judge, "threat": asdict(self.threat)}
-        common = {"data": self.data, "model": self.model, "judge": judge}
+        content = self.content
         return [
-            Plan(m.name, seed, plain({"seed": seed, **common, "defense": m.defense.config, "fit": m.fit}))
+            Plan(m.name, seed, config_of(content, m.name, seed))
             for seed in self.seeds
             if not seeds or seed in seeds
             for m in self.methods
             if not methods or m.name in methods
         ]
-
-
-def plain(value: Any) -> Any:
-    """As it will be when read back from JSON: tuples as lists."""
-    return json.loads(json.dumps(value, allow_nan=False))

@@ -26,7 +26,7 @@ from ..errors import AdvtrainWarning, DataError
 from ..evaluate import Protocol, evaluate
 from ..models import build_model
 from ..recipe import find_device
-from ..results.results import six_digits
+from ..results.trial import six_digits
 from ..runs import Run, provenance
 from ..threat import Threat
 from ..train import fit
@@ -49,7 +49,7 @@ def make_trial(config: dict[str, Any], root: str | None, device: str) -> dict[st
     try:
         with one_thread(device):
             found = _make(config, root, device)
-    except Exception as error:  # whatever it is, the other runs go on
+    except (Exception, SystemExit) as error:  # whatever it is, the other runs go on
         found = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
     return {**found, "date": now()}
 

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +75,11 @@ def in_workers(
     Raises:
         TrainingError: no process can be started.
     """
+    if _from_standard_input():
+        raise TrainingError(
+            "worker processes cannot start from a program read from standard input: say workers=0 (--workers 0), or "
+            "save the program as a file"
+        )
     waiting = list(reversed(range(len(tasks))))
     workers: list[_Worker] = []
 
@@ -118,6 +124,13 @@ def in_workers(
     finally:
         for worker in workers:
             worker.end()
+
+
+def _from_standard_input() -> bool:
+    """Whether this program is text that went through a pipe: a new process would look for its file in vain."""
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    return path is not None and getattr(main, "__spec__", None) is None and not os.path.exists(path)
 
 
 def _how(exitcode: int | None) -> str:

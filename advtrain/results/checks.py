@@ -1,15 +1,20 @@
-"""Is a results file whole? What `load_results` refuses."""
+"""Is a results file whole, and does it agree with itself? What `load_results` refuses."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileError, is_real
+from ..errors import ArgumentError, FileError, is_real
+from ..evaluate import Protocol
 from ..files import digest_of
+from ..threat import Threat
+from .configs import config_of, fill_config, fill_experiment, readable
 from .paired import METRICS
 
+FILE = {"format": int, "experiment": dict, "digest": str, "provenance": list, "runs": list}
 EXPERIMENT = {
     "name": str, "title": str, "about": str, "data": dict, "model": dict, "threat": dict, "judge": dict, "seeds": list,
     "methods": list, "compare": list,
@@ -22,6 +27,7 @@ RUN = {
 ROW = {"correct": int, "total": int, "details": str, "verdicts": str}
 PROVENANCE = {"command": str, "start": str, "end": str, "device": str, "versions": dict}
 MAY_BE_NONE = ("forwards", "forwards_total")
+MAY_BE_MISSING = ("made", "cpu")  # in the earliest files
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -29,24 +35,40 @@ class _Damaged(Exception):
     """What is wrong, and where."""
 
 
-def check_results(value: Any, path: Path, run_keys: list[str]) -> None:
+def check_results(value: Any, path: Path) -> None:
     """Raise `FileError` unless `value` is what a results file holds."""
-    assert {*run_keys, "digest"} == RUN.keys()
     try:
-        _keys(value, {"format": int, "experiment": dict, "digest": str, "provenance": list, "runs": list}, "the file")
-        _experiment(value["experiment"], value["digest"])
+        _text(value)
+        _keys(value, FILE, "the file", more=False)
+        experiment = value["experiment"]
+        _experiment(experiment, value["digest"])
         for i, call in enumerate(value["provenance"]):
-            _keys(call, PROVENANCE, f"provenance[{i}]", more=True)
+            _keys(call, PROVENANCE, f"provenance[{i}]")
+            commit = call.get("commit")
+            _claim(commit is None or _is(commit, str), f"provenance[{i}]: commit", "is no string")
+        filled = fill_experiment(experiment)
         seen: set[tuple[str, int]] = set()
-        labels = [method["name"] for method in value["experiment"]["methods"]]
+        labels = [method["name"] for method in experiment["methods"]]
         for i, run in enumerate(value["runs"]):
             where = f"runs[{i}]"
             _keys(run, RUN, where)
-            _run(run, where, labels, value["experiment"]["seeds"], len(value["provenance"]))
+            where = f"{where} ({run['method']}, seed {run['seed']})"
+            known = run["method"] in labels and run["seed"] in experiment["seeds"]
+            _claim(known, where, "is not a run of the experiment")
+            _config(run, filled, where)
+            _run(run, where, len(value["provenance"]))
             _claim((run["method"], run["seed"]) not in seen, where, "repeats an earlier run's method and seed")
             seen.add((run["method"], run["seed"]))
     except _Damaged as error:
         raise FileError(f"{path} is damaged: {error}") from error
+
+
+def _text(value: Any) -> None:
+    """Refuse what Python's JSON reader lets pass and no file can hold: NaN, half a character, endless nesting."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise _Damaged(f"it holds what is not JSON: {error}") from error
 
 
 def _claim(holds: bool, where: str, wrong: str) -> None:
@@ -56,17 +78,21 @@ def _claim(holds: bool, where: str, wrong: str) -> None:
 
 def _is(value: Any, kind: type) -> bool:
     if kind is float:
-        return is_real(value) and abs(value) < float("inf")
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        return is_real(value) and abs(value) < 1e300  # also of integers, which have no end in Python
+    return isinstance(value, kind) and not (kind is int and (isinstance(value, bool) or abs(value) >= 2**63))
 
 
-def _keys(value: Any, kinds: dict[str, type], where: str, more: bool = False) -> None:
-    """A dict with these keys, values of these types, and no other keys unless `more`."""
+def _keys(value: Any, kinds: dict[str, type], where: str, more: bool = True) -> None:
+    """A dict with these keys, values of these types; with other keys only if `more`."""
     _claim(isinstance(value, dict), where, f"is {type(value).__name__}, not a set of keys and values")
     for key, kind in kinds.items():
+        if key not in value and key in MAY_BE_MISSING:
+            continue
         _claim(key in value, where, f"lacks {key!r}")
         good = _is(value[key], kind) or (key in MAY_BE_NONE and value[key] is None)
-        _claim(good, f"{where}: {key}", f"is {type(value[key]).__name__}, not {kind.__name__}")
+        large = kind in (int, float) and type(value[key]) in (int, kind)
+        wrong = "is too large" if large else f"is {type(value[key]).__name__}, not {kind.__name__}"
+        _claim(good, f"{where}: {key}", wrong)
     for key in value if not more else ():
         _claim(key in kinds, where, f"has {key!r}, which is not part of the format")
 
@@ -75,27 +101,44 @@ def _experiment(value: dict[str, Any], digest: str) -> None:
     _keys(value, EXPERIMENT, "experiment")
     for i, method in enumerate(value["methods"]):
         _keys(method, {"name": str, "about": str, "defense": dict, "fit": dict}, f"experiment: methods[{i}]")
+    labels = [method["name"] for method in value["methods"]]
+    _claim(len(set(labels)) == len(labels), "experiment: methods", "have a label twice")
+    shown = all(map(readable, [value["name"], value["title"], *labels]))
+    _claim(shown, "experiment", "has control characters in a name or the title")
     for i, comparison in enumerate(value["compare"]):
         where = f"experiment: compare[{i}]"
         _keys(comparison, {"a": str, "b": str, "metric": str, "why": str}, where)
-        labels = [method["name"] for method in value["methods"]]
         _claim(comparison["a"] in labels and comparison["b"] in labels, where, "names no method")
-        _claim(comparison["metric"] in METRICS, where, "has an unknown metric")
     _claim(all(_is(seed, int) for seed in value["seeds"]), "experiment: seeds", "are not integers")
-    for part in ("threat", "judge"):
-        for key in {"threat": ("norm", "eps"), "judge": ("split", "protocol")}[part]:
-            _claim(key in value[part], f"experiment: {part}", f"lacks {key!r}")
-    _keys(value["judge"]["protocol"], {"steps": int, "restarts": int, "keep": str}, "experiment: protocol", more=True)
+    _keys(value["threat"], {"norm": str, "eps": float}, "experiment: threat")
+    _keys(value["judge"], {"split": str, "protocol": dict}, "experiment: judge")
+    limit = value["judge"].get("limit")
+    _claim(limit is None or (_is(limit, int) and limit > 0), "experiment: judge", f"has limit {limit!r}")
+    for part, table, cls in (("threat", value["threat"], Threat), ("protocol", value["judge"]["protocol"], Protocol)):
+        try:
+            cls(**{key: item for key, item in table.items() if key in cls.__dataclass_fields__})
+        except ArgumentError as error:
+            raise _Damaged(f"experiment: {part}: {error}") from error
     _claim(digest_of(value) == digest, "experiment", "is not what the digest was made of: it was changed afterwards")
 
 
-def _run(run: dict[str, Any], where: str, labels: list[str], seeds: list[int], calls: int) -> None:
-    where = f"{where} ({run['method']}, seed {run['seed']})"
-    _claim(run["method"] in labels and run["seed"] in seeds, where, "is not a run of the experiment")
+def _config(run: dict[str, Any], experiment: dict[str, Any], where: str) -> None:
+    """The configuration is that of the run's label and seed; `experiment` is filled."""
     _claim(digest_of(run["config"]) == run["digest"], where, "has a config that its digest was not made of")
+    parts = ("data", "model", "judge", "defense", "fit")
+    _keys(run["config"], {"seed": int, **dict.fromkeys(parts, dict)}, f"{where}: config")
+    for key in ("protocol", "threat"):
+        _claim(isinstance(run["config"]["judge"].get(key, {}), dict), f"{where}: config", f"has a {key} that is none")
+    found, wanted = fill_config(run["config"]), config_of(experiment, run["method"], run["seed"])
+    other = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    words = f"has a config that is not the experiment's for this method and seed: {', '.join(other)}"
+    _claim(digest_of(found) == digest_of(wanted), where, words)
+
+
+def _run(run: dict[str, Any], where: str, calls: int) -> None:
     _claim(0 <= run["call"] < calls, where, f"has call {run['call']}, and provenance has {calls} entries")
     _claim(run["status"] in ("finished", "failed"), where, f"has status {run['status']!r}")
-    _claim(all(_is(note, str) for note in run["notes"]), f"{where}: notes", "are not texts")
+    _claim(all(_is(note, str) for note in run["notes"]), f"{where}: notes", "are not strings")
     columns = run["history"]
     lengths = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
     _claim(len(lengths) <= 1 and -1 not in lengths, f"{where}: history", "is not columns of one length")
@@ -105,9 +148,16 @@ def _run(run: dict[str, Any], where: str, labels: list[str], seeds: list[int], c
         _claim(bool(run["message"]), where, "failed without a message")
         return
     _keys(run["seconds"], {"train": float, "cpu": float, "judge": float}, f"{where}: seconds")
-    _keys(run["rows"], dict.fromkeys(METRICS, dict), f"{where}: rows", more=True)
+    costs = {f"seconds: {key}": run["seconds"].get(key, 0) for key in ("train", "cpu", "judge")}
+    for name, figure in {**costs, **{key: run[key] for key in MAY_BE_NONE}}.items():
+        _claim(figure is not None, where, "lacks what it cost")
+        _claim(figure >= 0, f"{where}: {name}", "is negative")
+    for key in ("data", "weights"):
+        made = run.get("made", {}).get(key, "0" * 64)
+        _claim(_is(made, str) and SHA256.fullmatch(made) is not None, f"{where}: made", f"has no SHA-256 of the {key}")
+    _keys(run["rows"], dict.fromkeys(METRICS, dict), f"{where}: rows")
     for name, row in run["rows"].items():
         _keys(row, ROW, f"{where}: {name}")
         _claim(0 <= row["correct"] <= row["total"] > 0, f"{where}: {name}", "has counts that cannot be")
         _claim(SHA256.fullmatch(row["verdicts"]) is not None, f"{where}: {name}", "has verdicts that are no SHA-256")
-    _claim(run["forwards"] is not None and run["forwards_total"] is not None, where, "lacks what it cost")
+    _claim(len({row["total"] for row in run["rows"].values()}) == 1, f"{where}: rows", "are of different images")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import ArgumentError, at_least, bad
 
 METRICS = ("clean", "fgsm", "pgd")
-"""What methods can be compared by: accuracy on clean images, under FGSM, and under PGD."""
+"""What an experiment can compare methods by: accuracy on clean images, under FGSM, and under PGD."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Difference:
 
     Args:
         a, b: labels of the methods.
-        metric: `"clean"`, `"fgsm"` or `"pgd"`, the accuracy that is compared.
+        metric: `"clean"`, `"fgsm"`, `"pgd"` or another attack: the accuracy that is compared.
         seeds: those at which both have finished.
         values: one difference for each seed, in [-1, 1].
         why: the question that it answers.
@@ -37,16 +37,22 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% interval of Student's t for the mean over seeds; None of a single seed.
+        """95% interval of Student's t for the mean over seeds; None of a single seed, or where all seeds agree.
 
         It takes the differences for draws of one normal distribution. With five seeds it is 2.8 standard errors wide
-        to each side; it speaks of the randomness of training on this data set, not of other data.
+        to each side; it speaks of the randomness of training on this data set, not of other data. Equal differences
+        tell nothing of how much they vary: an interval of no width would claim that they never do.
         """
         n = len(self.values)
-        if n < 2:
+        if n < 2 or self.constant:
             return None
         half = t_quantile(0.975, n - 1) * deviation(self.values) / math.sqrt(n)
         return self.mean - half, self.mean + half
+
+    @property
+    def constant(self) -> bool:
+        """Whether the difference is the same at every seed."""
+        return max(self.values) - min(self.values) < 1e-9
 
     @property
     def signs(self) -> tuple[int, int, int]:
@@ -56,15 +62,23 @@ class Difference:
 
     def __str__(self) -> str:
         above, below, equal = self.signs
-        ends = "" if self.interval is None else ", 95% interval {:+.1f} to {:+.1f}".format(
-            *(100 * end for end in self.interval)
-        )  # fmt: skip
         signs = f"above at {above}, below at {below}" + (f", equal at {equal}" if equal else "")
         seeds = "1 seed" if len(self.values) == 1 else f"{len(self.values)} seeds"
-        each = ", ".join(f"{100 * value:+.1f}" for value in self.values)
-        metric = {"clean": "clean accuracy", "fgsm": "accuracy under FGSM", "pgd": "accuracy under PGD"}[self.metric]
-        text = f"{self.a} minus {self.b}, {metric}: {100 * self.mean:+.1f} points{ends} ({seeds}: {signs}; each {each})"
+        each = f"each {', '.join(map(_points, self.values))}"
+        ends = ""
+        if self.interval is not None:
+            ends = f", 95% interval {_points(self.interval[0])} to {_points(self.interval[1])}"
+        elif len(self.values) > 1:
+            each = "the same at every seed"
+        metric = {"clean": "clean accuracy", "fgsm": "accuracy under FGSM", "pgd": "accuracy under PGD"}
+        what = metric.get(self.metric, f"accuracy under {self.metric}")
+        text = f"{self.a} minus {self.b}, {what}: {_points(self.mean)} points{ends} ({seeds}: {signs}; {each})"
         return f"{self.why} {text}".strip()
+
+
+def _points(value: float) -> str:
+    """In percentage points; never minus zero."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
 def deviation(values: tuple[float, ...] | list[float]) -> float:

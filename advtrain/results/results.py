@@ -6,100 +6,24 @@
      "provenance": [{...}],     one for each call that made runs: command, commit, machine, versions, dates
      "runs": [{...}]}           one for each method and seed; see `Trial`
 
-Nothing in it is executed on loading. A reader of format 1 refuses what is not whole.
+Nothing in it is executed on loading. A reader of format 1 refuses what is not whole, and what a run or the experiment
+says of itself that does not agree. Keys that it does not know, in a run and its parts, it keeps and writes back.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import FileError, one_of
-from ..files import atomic, digest_of, read_json
-from ..report import Row, masked
-from .checks import check_results
+from ..errors import one_of
+from ..files import atomic, digest_of
 from .paired import METRICS, Difference, paired
 from .table import as_html, as_markdown, as_text, table_rows
+from .trial import Trial
 
 FORMAT = 1
-
-
-@dataclass
-class Trial:
-    """One run of an experiment: a method at a seed.
-
-    Args:
-        method: the label of its method.
-        seed: named all its randomness.
-        config: everything that makes the run what it is.
-        status: `"finished"` or `"failed"`.
-        message: why it failed.
-        rows: by name, `"clean"`, `"fgsm"`, `"pgd"`: `correct` of `total` images, `details` of the attack, and
-            `verdicts`: SHA-256 of one bit for each image, whether it was classified correctly.
-        notes: what the training loop noted, such as catastrophic overfitting.
-        history: a list for each of `epoch`, `loss`, `accuracy` and so on, see `Run.history`; six significant digits,
-            and of longer trainings about a hundred epochs, evenly spaced, with the last.
-        logs: the defense's own figures in the last epoch.
-        best_epoch: the epoch whose weights were judged.
-        made: what it was made of and came to: SHA-256 of `data` (pixels and labels of all splits) and of the judged
-            `weights`, and the `precision` of the passes.
-        seconds: of `train`, with its validations, and of `judge`, on the clock: longer beside other runs on the same
-            machine. `cpu` is what the processor spent on training, which hardly depends on them.
-        forwards: what a mini-batch costs, in forward-equivalents of the mini-batch; see `advtrain.cost`.
-        forwards_total: the same for the whole training, in forward-equivalents of one image.
-        date: when it finished, UTC.
-        call: which entry of the file's provenance made it.
-    """
-
-    method: str
-    seed: int
-    config: dict[str, Any] = field(repr=False)
-    status: str = "finished"
-    message: str = ""
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    history: dict[str, list[Any]] = field(default_factory=dict, repr=False)
-    logs: dict[str, float | None] = field(default_factory=dict)
-    best_epoch: int = 0
-    made: dict[str, str] = field(default_factory=dict, repr=False)
-    seconds: dict[str, float] = field(default_factory=dict)
-    forwards: float | None = None
-    forwards_total: int | None = None
-    date: str = ""
-    call: int = 0
-
-    def __getitem__(self, name: str) -> float:
-        return self.row(name).accuracy
-
-    def row(self, name: str) -> Row:
-        """The counts on clean images or under an attack, with their interval: `"clean"`, `"fgsm"`, `"pgd"`."""
-        one_of("name", name, self.rows)
-        found = self.rows[name]
-        return Row(name, found["correct"], found["total"], found["details"])
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of `config`."""
-        return digest_of(self.config)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Label and digest: what the run is recognised by."""
-        return self.method, self.digest
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is something to judge it by."""
-        return self.status == "finished"
-
-    @property
-    def masked(self) -> bool:
-        """Whether PGD takes most of what FGSM leaves correct: the gradient is masked."""
-        return self.finished and masked(self["fgsm"], self["pgd"])
 
 
 @dataclass(repr=False)
@@ -129,6 +53,11 @@ class Results:
         return [run for run in self.runs if not run.finished]
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of `experiment`."""
+        return digest_of(self.experiment)
+
+    @property
     def missing(self) -> int:
         """How many runs of the experiment are still to be made."""
         return len(self.methods) * len(self.experiment["seeds"]) - len(self.runs)
@@ -148,8 +77,11 @@ class Results:
         Returns:
             `method`; `seeds` that finished and runs that `failed`; `clean`, `fgsm`, `pgd` as a `Summary` over seeds
             (None without a finished run); `masked`: at how many seeds PGD takes most of what FGSM leaves; `logs`: means
-            over seeds of the defense's own figures in the last epoch; `seconds` of training, mean; and `forwards`, the
-            forward-equivalents of a mini-batch, mean.
+            over seeds of the defense's own figures in the last epoch; `forwards`, the forward-equivalents of a
+            mini-batch; `cost` of the whole training, in units of the method with the defense `standard`, or, without
+            one, in forward-equivalents per training image; and `seconds` of training: of the processor if all runs were
+            made on CPUs, else on the clock, None where a method's runs were made on different devices. The last three
+            are means over seeds.
         """
         return table_rows(self)
 
@@ -158,21 +90,28 @@ class Results:
 
         Args:
             a, b: labels of methods.
-            metric: `"clean"`, `"fgsm"` or `"pgd"`: the accuracy compared, in [0, 1].
+            metric: `"clean"`, `"fgsm"` or `"pgd"`, or another row that both have: the accuracy compared, in [0, 1].
             why: the question that it answers.
 
         Raises:
             ArgumentError: an unknown label or metric, or no seed in common.
         """
-        one_of("metric", metric, METRICS)
-        left, right = ({run.seed: run[metric] for run in self.of(method)} for method in (a, b))
+        sides = [self.of(a), self.of(b)]
+        one_of(
+            "metric", metric, dict.fromkeys([*METRICS, *(name for runs in sides for run in runs for name in run.rows)])
+        )
+        left, right = ({run.seed: run[metric] for run in runs if metric in run.rows} for runs in sides)
         return paired(a, b, metric, left, right, why)
 
     @property
     def comparisons(self) -> list[Difference]:
         """Those that the experiment means, as far as there are runs for them."""
-        finished = {method: {run.seed for run in self.of(method)} for method in self.methods}
-        return [self.compare(**c) for c in self.experiment["compare"] if finished[c["a"]] & finished[c["b"]]]
+
+        def seeds(method: str, metric: str) -> set[int]:
+            return {run.seed for run in self.of(method) if metric in run.rows}
+
+        meant = [(c["a"], c["b"], c["metric"], c["why"]) for c in self.experiment["compare"]]
+        return [self.compare(*c) for c in meant if seeds(c[0], c[2]) & seeds(c[1], c[2])]
 
     def markdown(self) -> str:
         """The table and the comparisons in Markdown, as the book shows them."""
@@ -188,9 +127,8 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values, as in the file."""
-        head = {"format": FORMAT, "experiment": self.experiment, "digest": digest_of(self.experiment)}
-        runs = [{"method": r.method, "seed": r.seed, "digest": r.digest, **asdict(r)} for r in self.runs]
-        return {**head, "provenance": self.provenance, "runs": runs}
+        head = {"format": FORMAT, "experiment": self.experiment, "digest": self.digest}
+        return {**head, "provenance": self.provenance, "runs": [run.to_dict() for run in self.runs]}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the file, atomically; `load_results` reads it.
@@ -204,36 +142,6 @@ class Results:
         text = _layout(self.to_dict())
         with atomic(path) as partial:
             partial.write_text(text, encoding="utf-8")
-
-
-def load_results(path: str | os.PathLike) -> Results:
-    """Read a results file that `advtrain reproduce` wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The `Results`: `print` them for the table; `.runs`, `.table()` and `.compare(a, b)` have the figures.
-
-    Raises:
-        FileError: it is missing, damaged, or of another format; the message says what and where.
-    """
-    path = Path(path)
-    value = read_json(path)
-    if isinstance(value, dict) and value.get("format") != FORMAT:
-        found = f"format {value['format']!r}" if "format" in value else "no format"
-        advice = "update advtrain-book" if "format" in value else "it is not a file of advtrain reproduce"
-        raise FileError(f"{path} has {found}, this version reads {FORMAT}: {advice}")
-    check_results(value, path, [f.name for f in fields(Trial)])
-    runs = [Trial(**{key: part for key, part in run.items() if key != "digest"}) for run in value["runs"]]
-    return Results(value["experiment"], runs, value["provenance"])
-
-
-def six_digits(value: Any) -> Any:
-    """A float with six significant digits; NaN and infinity, which are not JSON, as None; anything else as it is."""
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _layout(value: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +13,7 @@ from .paired import deviation
 
 if TYPE_CHECKING:
     from .results import Results
+    from .trial import Trial
 
 MASKED = "†"
 
@@ -53,6 +56,7 @@ def _mean(values: list[Any]) -> float | None:
 def table_rows(results: Results) -> list[dict[str, Any]]:
     """See `Results.table`."""
     rows = []
+    clock, unit = ("cpu" if _on_cpus(results) else "train"), _unit(results)
     for method in results.methods:
         runs = results.of(method)
         row: dict[str, Any] = {"method": method, "seeds": len(runs)}
@@ -61,10 +65,44 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
         row["masked"] = sum(run.masked for run in runs)
         logged = dict.fromkeys(key for run in runs for key in run.logs)
         row["logs"] = {key: _mean([run.logs.get(key) for run in runs]) for key in logged}
-        row["seconds"] = _mean([run.seconds["train"] for run in runs])
         row["forwards"] = _mean([run.forwards for run in runs])
+        row["cost"] = _mean([_cost(run, unit) for run in runs])
+        alike = len({_device(_call(results, run)) for run in runs}) == 1
+        row["seconds"] = _mean([run.seconds[clock] for run in runs]) if alike else None
         rows.append(row)
     return rows
+
+
+def _call(results: Results, run: Trial) -> dict[str, Any]:
+    """Where a run comes from; nothing is known of runs made by hand."""
+    return results.provenance[run.call] if run.call < len(results.provenance) else {}
+
+
+def _device(call: dict[str, Any]) -> str:
+    return str(call.get("cpu", "cpu") if call.get("device") == "cpu" else call.get("device"))
+
+
+def _finished(results: Results) -> list[Trial]:
+    return [run for run in results.runs if run.finished]
+
+
+def _on_cpus(results: Results) -> bool:
+    """Whether all runs were made on CPUs, which know what they spent on each."""
+    return all(_call(results, run).get("device") == "cpu" and "cpu" in run.seconds for run in _finished(results))
+
+
+def _unit(results: Results) -> float | None:
+    """What the first method with the defense `standard` costs, in forward-equivalents of an image; None without one."""
+    names = [method["name"] for method in results.experiment["methods"] if method["defense"].get("name") == "standard"]
+    return _mean([run.forwards_total for name in names[:1] for run in results.of(name)]) or None
+
+
+def _cost(run: Trial, unit: float | None) -> float | None:
+    """What the whole training cost, in that unit, or for each training image."""
+    if unit is not None:
+        return run.forwards_total / unit
+    epochs = run.config["fit"].get("epochs")
+    return run.forwards * epochs if isinstance(epochs, (int, float)) else None
 
 
 def _cells(results: Results) -> list[list[str]]:
@@ -75,13 +113,15 @@ def _cells(results: Results) -> list[list[str]]:
     # Two columns that are empty in most experiments stand only where they say something.
     implicit = any(row["logs"].get("implicit_share") is not None for row in rows)
     failed = any(row["failed"] for row in rows)
-    head = ["method", "clean", "FGSM", pgd, *["implicit share"] * implicit, "forwards", "seconds", "seeds"]
+    head = ["method", "clean", "FGSM", pgd, *["implicit share"] * implicit, "forwards", "cost"]
+    head += ["CPU s" if _on_cpus(results) else "seconds", "seeds"]
     table = [head + ["failed"] * failed]
     for row in rows:
         cells = [row["method"], *(_percent(row[name]) for name in ("clean", "fgsm", "pgd"))]
         cells[3] += f" {MASKED}" if row["masked"] else ""
         cells += [_figure(row["logs"].get("implicit_share"), ".2g")] * implicit
-        cells += [_figure(row["forwards"], ".1f"), _figure(row["seconds"], ".1f"), str(row["seeds"])]
+        cells += [_figure(row["forwards"], ".1f"), _figure(row["cost"], ",.0f" if _unit(results) is None else ".1f")]
+        cells += [_figure(row["seconds"], ".1f"), str(row["seeds"])]
         table.append(cells + [str(row["failed"])] * failed)
     return table
 
@@ -102,22 +142,68 @@ def _caption(results: Results) -> str:
     norm = {"linf": "ℓ∞", "l2": "ℓ2"}[e["threat"]["norm"]]
     limit = f"first {e['judge']['limit']:,} images of the " if e["judge"].get("limit") else ""
     where = f"{e['data'].get('name')}, {e['model'].get('name')}, {norm} ε = {format_eps(e['threat']['eps'])}"
-    return (
+    standard = _unit(results) is not None
+    cost = "as a multiple of standard training" if standard else "in forward-equivalents per training image"
+    seconds = "CPU s: processor time" if _on_cpus(results) else "seconds: time on the clock"
+    lines = [
         f"{where}; {limit}{e['judge']['split']} split. Accuracies in %, mean ± standard deviation over seeds; "
-        "forwards: forward-equivalents per mini-batch; seconds: of training, mean"
+        f"forwards: forward-equivalents per mini-batch; cost: of all training, {cost}; {seconds} of training, mean"
+    ]
+    if any(difference.interval for difference in results.comparisons):
+        lines.append(
+            "Intervals: 95% each, over seeds only (the randomness of training), not corrected for how many there are"
+        )
+    return ". ".join(lines)
+
+
+def count(n: int, name: str) -> str:
+    """A number with its noun: `1 run`, `2 runs`."""
+    return f"{n:,} {name}" + ("" if n == 1 else "s")
+
+
+def short(message: str) -> str:
+    """The first line of a message, without control characters, of 200 characters at most."""
+    first = next((line for line in message.splitlines() if line.strip()), "").strip()
+    first = "".join(character if character.isprintable() else "\ufffd" for character in first)
+    return first if len(first) <= 200 else f"{first[:199]}…"
+
+
+def _plain(text: str) -> str:
+    return text
+
+
+def _quoted(text: str) -> str:
+    """Such that Markdown shows the text itself."""
+    return re.sub(r"([\\`*_{}\[\]<>|#&$~^])", r"\\\1", text)
+
+
+def _origins(results: Results) -> list[str]:
+    """In what the origins of the finished runs differ: their figures are then not all of one making."""
+    calls = [_call(results, run) for run in _finished(results)]
+    commits = dict.fromkeys(
+        str(call.get("commit"))[:12] + "+changes" * ("+" in str(call.get("commit"))) for call in calls
     )
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in sorted(call.get("versions", {}).items())) for call in calls
+    )
+    found = {"commit": commits, "set of versions": versions, "device": dict.fromkeys(map(_device, calls))}
+    return [f"{name} ({'; '.join(values)})" for name, values in found.items() if len(values) > 1]
 
 
-def _remarks(results: Results) -> list[str]:
-    """What must not be overlooked: masked gradients, failed runs, runs not made yet."""
-    masked = [f"{row['method']} ({row['masked']} of {row['seeds']})" for row in table_rows(results) if row["masked"]]
+def _remarks(results: Results, quote: Callable[[str], str] = _plain) -> list[str]:
+    """What must not be overlooked: masked gradients, failed runs, runs not made yet or not made alike."""
+    rows = [row for row in table_rows(results) if row["masked"]]
+    masked = [f"{quote(row['method'])} ({row['masked']} of {row['seeds']})" for row in rows]
     lines = []
     if masked:
         words = "Gradient masking: PGD takes most of what FGSM leaves correct, in runs of"
         lines.append(f"{MASKED} {words} {', '.join(masked)}.")
-    lines += [f"Failed: {run.method}, seed {run.seed}: {run.message}" for run in results.failed]
+    lines += [f"Failed: {quote(run.method)}, seed {run.seed}: {quote(short(run.message))}" for run in results.failed]
     if results.missing:
-        lines.append(f"{results.missing} of the experiment's runs are not in here.")
+        words = "is" if results.missing == 1 else "are"
+        lines.append(f"{results.missing} of the experiment's runs {words} not in here.")
+    if differing := _origins(results):
+        lines.append(f"The finished runs come from more than one {quote(', and more than one '.join(differing))}.")
     return lines
 
 
@@ -151,9 +237,9 @@ def as_markdown(results: Results) -> str:
     """For the book."""
 
     def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+        return "| " + " | ".join(cells) + " |"
 
-    head, *rows = _cells(results)
+    head, *rows = ([_quoted(cell) for cell in cells] for cells in _cells(results))
     table = [line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]
-    below = [*_remarks(results), *(f"- {difference}" for difference in results.comparisons)]
+    below = [*_remarks(results, _quoted), *(f"- {difference}" for difference in results.comparisons)]
     return "\n".join([*table, "", f"{_caption(results)}.", *(["", *below] if below else [])]) + "\n"
