@@ -32,7 +32,7 @@ def test_the_experiments_of_the_page_are_recorded():
 def test_a_recorded_experiment_is_the_shipped_one_and_complete(name):
     """An experiment that was changed afterwards is not what the file shows: make it again."""
     results, shipped = at.load_results(FOLDER / f"{name}.json"), experiments.load(name)
-    assert results.experiment["digest"] == shipped.digest
+    assert results.digest == shipped.digest
     assert not results.missing and not results.failed
     assert {(run.method, run.seed, run.digest) for run in results.runs} == {
         (plan.method, plan.seed, plan.digest) for plan in shipped.plan()
@@ -50,34 +50,47 @@ def test_a_recorded_file_says_where_it_comes_from(path):
         assert path.stat().st_size < 600_000
 
 
+def at_every_seed(results, a, b, metric="pgd"):
+    """Accuracy of a minus that of b at each seed, in points."""
+    others = {run.seed: run[metric] for run in results.of(b)}
+    return [100 * (run[metric] - others[run.seed]) for run in results.of(a)]
+
+
 def test_fgsm_training_looks_better_than_pgd_training_and_is_worse_at_every_seed(digits):
-    for seed in range(5):
-        fgsm, pgd = ({run.seed: run for run in digits.of(name)}[seed] for name in ("fgsm", "pgd"))
-        assert fgsm["fgsm"] >= pgd["fgsm"] + 0.05 and fgsm["pgd"] <= pgd["pgd"] - 0.05
+    assert min(at_every_seed(digits, "fgsm (60 epochs)", "pgd", "fgsm")) >= 5
+    for name in ("fgsm", "fgsm (60 epochs)"):
+        assert max(at_every_seed(digits, name, "pgd")) <= -5 and all(run.masked for run in digits.of(name))
+        assert mean(digits, name) < 5 and min(at_every_seed(digits, name, "pgd", "fgsm")) > 0
+    assert mean(digits, "fgsm (60 epochs)", "fgsm") > mean(digits, "fgsm", "fgsm")
 
 
 def test_looking_at_every_image_is_what_makes_the_first_regularizer_work(digits):
-    whole = digits.compare("sat-r1, every image (λ=0.5)", "fgsm")
-    assert whole.low > 0.15 and mean(digits, "sat-r1, every image (λ=0.5)") > mean(digits, "pgd") - 5
-    assert mean(digits, "sat-r1") < mean(digits, "sat-r1, every image (λ=0.5)") - 10
+    whole = "sat-r1, every image (λ=0.5)"
+    assert min(at_every_seed(digits, whole, "fgsm")) > 15 and mean(digits, whole) > mean(digits, "pgd") - 5
+    assert mean(digits, "sat-r1") < mean(digits, whole) - 20
 
 
 def test_the_second_regularizer_mends_half_and_the_third_hardly_anything(digits):
-    half = mean(digits, "sat-r2 (λ=0.5, α=ε/4)") / mean(digits, "pgd")
-    assert 0.35 < half < 0.85
+    assert 0.4 < mean(digits, "sat-r2 (λ=0.5, α=ε/4)") / mean(digits, "pgd") < 0.7
     for name in ("sat-r3", "sat-r3 (ε_low=3ε/4)"):
-        assert mean(digits, name) < mean(digits, "pgd") / 2
-        assert all(run.masked for run in digits.of(name))
-    assert all(run.logs["hinge"] < 0.02 for run in digits.of("sat-r3"))
+        assert mean(digits, name) < mean(digits, "pgd") / 3 and all(run.masked for run in digits.of(name))
+    assert all(run.logs["hinge"] < 0.01 < run.logs["ce_high"] / 10 for run in digits.of("sat-r3"))
 
 
-def test_fast_bat_is_like_two_signed_steps_with_and_without_its_implicit_term(digits):
-    for other in ("pgd-2", "fast-bat without implicit term"):
-        difference = digits.compare("fast-bat", other)
-        assert abs(difference.mean) < 0.08
-    assert all(0 < run.logs["implicit_share"] < 0.1 for run in digits.of("fast-bat"))
+def test_fast_bat_is_between_fast_at_and_two_signed_steps_and_its_implicit_term_does_not_help(digits):
+    assert min(at_every_seed(digits, "fast-bat", "fast-at")) > 0 > max(at_every_seed(digits, "fast-bat", "pgd-2"))
+    assert mean(digits, "fast-bat without implicit term") > mean(digits, "fast-bat") - 1
+    assert max(at_every_seed(digits, "fast-bat (λ=1)", "fast-bat without implicit term")) < -5
+    assert all(0.01 < run.logs["implicit_share"] < 0.1 for run in digits.of("fast-bat"))
 
 
-def test_strong_noise_and_synthesis_fail(digits):
-    assert mean(digits, "n-fgsm", "clean") < 20 and mean(digits, "gradalign (λ=1)") < 15
-    assert mean(digits, "rvs") < 5 and mean(digits, "rvs", "clean") > 85
+def test_nuat_comes_nearest_to_pgd_training_for_its_price(digits):
+    cheap = [row["method"] for row in digits.table() if row["forwards"] < 10]
+    assert max(cheap, key=lambda method: mean(digits, method)) == "nuat"
+    assert mean(digits, "nuat", "clean") < mean(digits, "pgd", "clean") - 3
+
+
+def test_strong_noise_alignment_and_synthesis_fail(digits):
+    assert mean(digits, "n-fgsm", "clean") < 20 and mean(digits, "gradalign (λ=1)") < 10
+    assert all(run["pgd"] == 0 for run in digits.of("rvs"))
+    assert sorted(run["clean"] > 0.9 for run in digits.of("rvs")) == [False, True, True, True, True]
