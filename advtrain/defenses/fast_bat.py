@@ -28,7 +28,8 @@ class FastBAT(Defense):
 
     Follows the authors' code (OPTML-Group/Fast-BAT): a random start, **two** steps of α on the batch-summed loss, the
     second at δ₀ = δ, and λ = 10 in the implicit term **whatever α is**, although the steps amount to λ = 1/α = 0.051:
-    the term is then 10⁻⁵ to 10⁻³ of the gradient; `lam=None` takes 1/α. Each epoch logs its share, ‖implicit‖ / ‖sum‖.
+    the term is then small, 10⁻⁵ to 4 · 10⁻⁴ of the gradient in the recorded reference steps; `lam=None` takes 1/α. Each
+    epoch logs its share, ‖implicit‖ / ‖sum‖.
     Their code passes x + δ* twice; one pass serves here, and running statistics move as if there had been two.
 
     Cost: 3 forward and 3 backward passes per batch and differentiating one; without the implicit term 3 and 3.
