@@ -1,8 +1,8 @@
 """Batch normalisation whose derivative can be differentiated cheaply.
 
 A method with a second-order term differentiates an input gradient, and with it the backward pass of every batch
-normalisation. PyTorch composes that second derivative of some twenty passes over the activations: a quarter of a
-FAST-BAT step on PreActResNet-18. Written as one formula it takes eight.
+normalisation. PyTorch composes that second derivative of many passes over the activations, which is a good part of a
+FAST-BAT step on PreActResNet-18. Written as one formula it takes a few.
 
 With x̂ = (x - μ)/σ, n values per channel, a = γ/σ and ḡ, v̄ for means over a channel, the backward pass is
 P(g) = a (g - ḡ - x̂ mean(g x̂)), and for a cotangent v::
