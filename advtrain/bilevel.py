@@ -65,7 +65,12 @@ class Solution(NamedTuple):
     @property
     def share(self) -> Tensor:
         """‖implicit‖ / ‖direct + implicit‖ over all parameters."""
-        return _norm(self.implicit) / _norm(self.gradient)
+        return self.gradient_and_share()[1]
+
+    def gradient_and_share(self) -> tuple[list[Tensor], Tensor]:
+        """Both, with the sum made once."""
+        gradient = self.gradient
+        return gradient, _norm(self.implicit) / _norm(gradient)
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .defense import Defense
+from .defense import Defense, trained
 from .defenses import DEFENSES
 from .errors import at_least, bad, check_kind, is_real, one_of
 from .rng import Rng
@@ -26,7 +26,7 @@ RECORDED = (
 
 def make_optimizer(model: nn.Module, options: dict[str, Any], device: torch.device) -> torch.optim.Optimizer:
     """The optimizer that `options` name, over the parameters that require a gradient."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = trained(model)
     if not parameters:
         bad("model", type(model).__name__, "trainable", "no parameter requires a gradient")
     common = {"lr": options["lr"], "weight_decay": options["weight_decay"], "fused": device.type in ("cpu", "cuda")}

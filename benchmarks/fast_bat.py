@@ -87,7 +87,7 @@ class Variant(at.defenses.FastBAT):
         loss, logits = self.upper(model, images[-1].requires_grad_(), y)
         *direct, outer = gradients(loss, [*parameters, images[-1]])
         star = (images[-1] - x).detach()
-        direction = interior(star, x, self.threat) * outer * len(x) / ((self.lam or 1 / self.alpha) * len(x))
+        direction = interior(star, x, self.threat) * outer / (self.lam or 1 / self.alpha)
         implicit = type(self).term(model, images[-2].detach(), y, direction)
         total = torch._foreach_add(direct, implicit)
         return at.Step(carry(loss, parameters, total), logits.detach(), star)

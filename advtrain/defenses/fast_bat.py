@@ -109,7 +109,7 @@ class FastBAT(Defense):
             x_adv = self.ascend(model, batch, differentiable=False)[0][-1]
             return Step(*self.upper(model, x_adv, batch.y), x_adv - batch.x)
         found = self.solve(model, batch)
-        share = found.share
-        torch._foreach_add_(found.direct, found.implicit)  # the whole gradient, in place
-        loss = carry(found.loss, found.parameters, found.direct)
-        return Step(loss, found.logits, found.points[-1], {"implicit_share": share})
+        gradient, share = found.gradient_and_share()
+        return Step(
+            carry(found.loss, found.parameters, gradient), found.logits, found.points[-1], {"implicit_share": share}
+        )

@@ -80,7 +80,8 @@ def _make(config: dict[str, Any], root: str | None, device: str) -> dict[str, An
         },
         "notes": run.notes, "history": columns(run), "logs": own_logs(run), "best_epoch": run.best_epoch,
         "made": {
-            "data": digest_of_data(data), "weights": digest_of_weights(run.model),
+            "data": _digest_of_loaded(config["data"]["name"], config["data"]["val"], seed, root),
+            "weights": digest_of_weights(run.model),
             "precision": "bf16" if run.options["bf16"] else str(next(run.model.parameters()).dtype).partition(".")[2],
         },
         "seconds": seconds, "forwards": six_digits(forwards),
@@ -103,6 +104,12 @@ def digest_of_weights(model: nn.Module) -> str:
     for name, value in sorted(model.state_dict().items()):
         found.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+@functools.lru_cache(maxsize=2)
+def _digest_of_loaded(name: str, val: float | int, seed: int, root: str | None) -> str:
+    """`digest_of_data`, computed once for all runs of a seed."""
+    return digest_of_data(_load(name, val, seed, root))
 
 
 @functools.lru_cache(maxsize=2)
