@@ -126,7 +126,33 @@ def check_no_dropout(model: nn.Module, method: str) -> None:
             )  # fmt: skip
 
 
-def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None) -> int:
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether a model's outputs look like probabilities: every row in [0, 1] and of sum 1, at least two rows.
+
+    Args:
+        outputs: (B, K).
+    """
+    values = outputs.detach().float()
+    if len(values) < 2 or values.shape[1] < 2:
+        return False
+    slack = 1e-4 if outputs.dtype in (torch.float32, torch.float64) else 1e-2
+    return bool((values >= 0).all() & (values <= 1).all() & ((values.sum(1) - 1).abs() < slack).all())
+
+
+def _likely_cause(model: nn.Module, x: Tensor) -> str:
+    """What a failing model and its images do not have in common, as the end of a message."""
+    halves = sorted({str(p.dtype) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)})
+    if halves and x.dtype not in (torch.bfloat16, torch.float16):
+        return f"; its weights are {' and '.join(halves)}: model.float() widens them, as ε-balls need"
+    first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is not None and first.in_channels != x.shape[1]:
+        return f"; its first convolution takes {first.in_channels} channels and the images have {x.shape[1]}"
+    return ""
+
+
+def check_model(
+    model: nn.Module, x: Tensor, num_classes: int | None = None, *, probabilities: bool = False
+) -> int:
     """Refuse a model that cannot be trained or attacked on such images. Costs one forward pass.
 
     The pass is made in evaluation mode without gradients, on copies of the random states; every module's own flag
@@ -140,6 +166,7 @@ def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None) -> 
         x: (B, C, H, W) float in [0, 1], on the model's device; two images suffice. Probabilities are only told from
             logits when there are at least two.
         num_classes: how many logits are needed at least; any number from one on if not given.
+        probabilities: let them through, for callers that know what to do with them.
 
     Returns:
         The number of logits.
@@ -157,9 +184,16 @@ def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None) -> 
             raise ModelError(
                 f"the model fails on a batch of shape {tuple(x.shape)}, {x.dtype} on {x.device}: "
                 f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+                f"{_likely_cause(model, x)}"
             ) from error
     if not isinstance(logits, Tensor):
-        raise ModelError(f"the model returns a {type(logits).__name__}, not a tensor of logits (B, K): wrap it")
+        where = 0 if isinstance(logits, (tuple, list)) else "logits"
+        raise ModelError(
+            f"the model returns a {type(logits).__name__}, not a tensor of logits (B, K): wrap it, as "
+            f"at.load_model(model, pick={where!r}) does"
+        )
+    if logits.is_meta:
+        raise ModelError("the model is on the meta device, which holds no numbers: load its weights on another one")
     if logits.ndim != 2 or len(logits) != len(x):
         raise ModelError(f"the model returns shape {tuple(logits.shape)} for {len(x)} images, not ({len(x)}, K) logits")
     if not logits.is_floating_point():
@@ -169,14 +203,11 @@ def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None) -> 
             f"the model returns {logits.shape[1]} logits and the data have {num_classes} classes: "
             f"build it with num_classes={num_classes}"
         )
-    values = logits.detach().float()
-    if not bool(values.isfinite().all()):
+    if not bool(logits.detach().isfinite().all()):
         raise ModelError("the model returns NaN or infinite logits: its weights are damaged or its input is not [0, 1]")
-    if len(values) >= 2 and logits.shape[1] >= 2:
-        slack = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 1e-2
-        if bool((values >= 0).all() & (values <= 1).all() & ((values.sum(1) - 1).abs() < slack).all()):
-            raise ModelError(
-                "the model returns probabilities (every row is in [0, 1] and sums to 1): remove the softmax, training "
-                "and attacks need logits"
-            )
+    if not probabilities and are_probabilities(logits):
+        raise ModelError(
+            "the model returns probabilities (every row is in [0, 1] and sums to 1): remove the softmax, training "
+            "and attacks need logits"
+        )
     return logits.shape[1]

@@ -4,14 +4,15 @@ They leave the model's modes and every `.grad` as they were, never move it betwe
 threat.
 """
 
+from .apgd import apgd
 from .losses import LOSSES, cross_entropy, cw_margin, dlr, dlr_targeted
 from .pgd import pgd
 from .single import fgsm, i_fgsm, mi_fgsm, r_fgsm
 
-ATTACKS = {"fgsm": fgsm, "r-fgsm": r_fgsm, "i-fgsm": i_fgsm, "mi-fgsm": mi_fgsm, "pgd": pgd}
+ATTACKS = {"fgsm": fgsm, "r-fgsm": r_fgsm, "i-fgsm": i_fgsm, "mi-fgsm": mi_fgsm, "pgd": pgd, "apgd": apgd}
 """Attacks by the name that the command line and the papers use."""
 
 __all__ = [
-    "ATTACKS", "LOSSES", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fgsm", "i_fgsm", "mi_fgsm", "pgd",
-    "r_fgsm",
+    "ATTACKS", "LOSSES", "apgd", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fgsm", "i_fgsm", "mi_fgsm",
+    "pgd", "r_fgsm",
 ]  # fmt: skip
