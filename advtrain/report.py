@@ -138,8 +138,17 @@ def interpret(rows: dict[str, Row]) -> list[str]:
         words = f"Curved: {figures}. The loss is far from linear within ε: judge by PGD or stronger, never by FGSM."
     else:
         words = f"No sign of gradient masking: {figures}. That does not rule it out."
-    return [words, "An upper bound: other attacks may break more images. Robust is what survives AutoAttack."]
+    judged = rows.get("autoattack")
+    if judged is None:
+        return [words, "An upper bound: other attacks may break more images. Robust is what survives AutoAttack."]
+    if judged.accuracy < pgd.accuracy - FLATTERED:
+        return [words, f"PGD flatters: of its {pgd.accuracy:.1%} AutoAttack leaves {judged.accuracy:.1%}."]
+    return [words, f"Robust under AutoAttack: {judged.accuracy:.1%}. An attack made for the model may do more."]
 
+
+FLATTERED = 0.05
+"""How much lower than under PGD the accuracy under AutoAttack is before it is worth a word: on honest models it is a
+few points."""
 
 # What PGD takes of FGSM's accuracy, from which on there is talk of masking, or of curvature; and the FGSM accuracy
 # below which there is nothing to mask. On the digits at ε = 0.3, FGSM-AT is above MASKED and PGD-AT below (test_story).

@@ -1,0 +1,58 @@
+"""How many images fit into memory at once."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from ..modes import attacking
+
+SHARE = 0.4
+"""Of the memory that is free, what a batch may take."""
+
+MOST = {"cpu": 512, "cuda": 4096}
+"""Larger batches are no faster: on a CPU they leave its cache, on a GPU its units are busy."""
+
+
+def rows_that_fit(model: nn.Module, x: Tensor) -> int:
+    """How many rows a search may have at once, from what one image keeps in memory for its gradient.
+
+    Args:
+        model: the network.
+        x: (2, C, H, W) or more, on the model's device.
+    """
+    each = bytes_per_image(model, x[:2])
+    most = MOST.get(x.device.type, 512)
+    return max(1, min(most, int(SHARE * free_bytes(x.device) / each)))
+
+
+def bytes_per_image(model: nn.Module, x: Tensor) -> float:
+    """What one image keeps for its gradient, and as much again for the work, and the search's own tensors."""
+    kept, weights = 0, {parameter.data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += 0 if tensor.data_ptr() in weights else tensor.numel() * tensor.element_size()
+        return tensor
+
+    with attacking(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x.detach().requires_grad_())
+    return 2 * kept / len(x) + 24 * x[0].numel() * x.element_size() + 1
+
+
+def free_bytes(device: torch.device) -> float:
+    """Free memory of the device; where nobody knows, four gigabytes."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return 1024.0 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2
+    except (AttributeError, OSError, ValueError):
+        return 4e9

@@ -1,0 +1,564 @@
+"""AutoAttack: exact where theory gives the answer, never weaker than the authors' code, and able to go on after a kill."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import advtrain as at
+from advtrain import Threat, autoattack
+from advtrain.autoattack import VERSIONS, AutoAttackReport
+from advtrain.autoattack import stage as stage_room
+from advtrain.autoattack.plan import stages
+from advtrain.errors import AdvtrainWarning, ArgumentError, DataError, FileError, ModelError
+
+LINF = Threat("linf", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Fewer steps and queries: the tests are of the evaluation, not of how hard its attacks try."""
+    short = {
+        name: tuple(dataclasses.replace(stage, steps=200 if stage.kind == "square" else 20) for stage in plan)
+        for name, plan in VERSIONS.items()
+    }
+    for name, plan in short.items():
+        monkeypatch.setitem(VERSIONS, name, plan)
+
+
+def images(n=24, seed=0, shape=(1, 6, 6), dtype=torch.float64):
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def net(seed=0, classes=5, dtype=torch.float64, size=36):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Softplus(), nn.Flatten()
+        return nn.Sequential(*parts, nn.Linear(6 * size, classes)).to(dtype)
+
+
+def problem(n=24, seed=0, **options):
+    """A network and images on whose predictions it is right; every tenth label is wrong."""
+    model = net(seed, **options)
+    x = images(n, seed, dtype=model[0].weight.dtype)
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    y[::10] = (y[::10] + 1) % 5
+    return model, x, y
+
+
+# --- what it finds --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_a_linear_model_the_verdict_is_the_closed_form_for_every_image(classes, norm):
+    """Under ℓ∞ the margin to class k falls by at most what the room in the box allows; under ℓ2, away from the box, by
+    ε times the length of the difference of weights. Images within a hair of the radius are left out."""
+    with torch.random.fork_rng():
+        torch.manual_seed(classes)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, classes)).double()
+    model[1].bias.data = -model[1].weight.detach().sum(1) / 2  # grey images are on the boundary of all classes
+    x = images(80) if norm == "linf" else 0.35 + 0.3 * images(80)
+    y = model(x).argmax(1)
+    threat = Threat(norm, 0.04 if norm == "linf" else 0.05)
+    w = model[1].weight.detach()
+    worst = torch.full((80,), -torch.inf, dtype=torch.float64)
+    for k in range(classes):
+        v = (w[k] - w[y]).view_as(x)
+        far = threat.project(x + 2 * threat.eps * v.sign(), x) if norm == "linf" else None
+        rise = (v * (far - x)).flatten(1).sum(1) if norm == "linf" else threat.eps * v.flatten(1).norm(dim=1)
+        z = model(x).detach()
+        worst = torch.where(y == k, worst, torch.maximum(worst, z[:, k] - z.gather(1, y[:, None])[:, 0] + rise))
+    sure = worst.abs() > 1e-3
+    report = autoattack(model, x, y, threat)
+    assert torch.equal(report.robust[sure], (worst < 0)[sure])
+    assert 0.1 < report.robust_accuracy < 0.9 and sure.sum() > 60
+
+
+def test_the_report_counts_what_is_left_after_each_attack():
+    model, x, y = problem(60)
+    report = autoattack(model, x, y, Threat("linf", 0.03))
+    assert [row.name for row in report.rows] == ["clean", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack"]
+    counts = [row.correct for row in report.rows]
+    assert counts == sorted(counts, reverse=True) and counts[0] == 54 and counts[-1] == int(report.robust.sum())
+    assert report.clean_accuracy == 0.9 and report.robust_accuracy == report["autoattack"] == counts[-1] / 60
+    assert 0 < counts[-1] < 54
+    broken_by = report.broken_by
+    assert (broken_by == 0).sum() == 6 and set(broken_by.tolist()) <= {-1, 0, 1, 2, 3, 4}
+    for number, row in enumerate(report.rows[1:5], start=1):
+        assert row.correct == int(((broken_by == -1) | (broken_by > number)).sum())
+    again = AutoAttackReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert str(again) == str(report) and "withstand AutoAttack (standard)" in str(report)
+
+
+def test_every_example_that_counts_is_inside_the_threat_and_misclassified():
+    for threat in (Threat("linf", 0.03), Threat("l2", 0.15)):
+        model, x, y = problem(40)
+        report = autoattack(model, x, y, threat, examples=True)
+        model.eval()
+        wrong = model(report.x_adv).argmax(1) != y
+        assert torch.equal(wrong, ~report.robust) and threat.contains(report.x_adv, x).all()
+        stands = report.broken_by <= 0
+        assert torch.equal(report.x_adv[stands], x[stands])
+        assert (report.x_adv[~stands] != x[~stands]).flatten(1).any(1).all()
+
+
+def test_verdicts_do_not_depend_on_the_batch():
+    model, x, y = problem(40)
+    reports = [autoattack(model, x, y, Threat("linf", 0.03), batch_size=size) for size in (1, 7, 400)]
+    assert all(torch.equal(reports[0].robust, other.robust) for other in reports[1:])
+    with_targets_apart = autoattack(model, x[:20], y[:20], Threat("linf", 0.03), batch_size=20)
+    assert torch.equal(with_targets_apart.robust, reports[0].robust[:20])
+
+
+def test_the_seed_names_all_draws():
+    model, x, y = problem(40)
+    first, same = (autoattack(model, x, y, Threat("linf", 0.03), seed=3, examples=True) for _ in range(2))
+    other = autoattack(model, x, y, Threat("linf", 0.03), seed=4, examples=True)
+    assert torch.equal(first.x_adv, same.x_adv) and not torch.equal(first.x_adv, other.x_adv)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_and_the_images_are_left_as_they_were(training):
+    model, x, y = problem()
+    model.train(training)
+    model[1].eval()
+    model[0].bias.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
+    copies, state = (x.clone(), y.clone()), torch.get_rng_state()
+    autoattack(model, x, y, LINF)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(x, copies[0]) and torch.equal(y, copies[1])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# --- versions and classes -------------------------------------------------------------------------------------------
+
+
+def test_the_versions_are_those_of_the_authors():
+    def plan(version, classes=10):
+        return [(s.name, s.targets, s.restarts, s.eot) for s in stages(version, classes)]
+
+    nine = [("apgd-t", 9, 1, 1), ("fab-t", 9, 1, 1)]
+    assert plan("standard") == [("apgd-ce", 0, 1, 1), *nine, ("square", 0, 1, 1)]
+    assert plan("plus") == [
+        ("apgd-ce", 0, 5, 1), ("apgd-dlr", 0, 5, 1), ("fab", 0, 5, 1), ("square", 0, 1, 1), *nine,
+    ]  # fmt: skip
+    assert plan("rand") == [("apgd-ce", 0, 1, 20), ("apgd-dlr", 0, 1, 20)]
+    assert plan("fast") == [("apgd-ce", 0, 1, 1), ("apgd-t", 9, 1, 1)]
+
+
+def test_the_published_numbers_of_steps_and_queries():
+    from advtrain.autoattack import plan
+
+    assert {(s.kind, s.steps) for s in (plan.APGD_CE, plan.APGD_DLR, plan.APGD_T, plan.FAB, plan.FAB_T, plan.SQUARE)} == {
+        ("apgd", 100), ("fab", 100), ("square", 5000),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 12])
+def test_few_classes_have_as_many_targets_as_there_are_others(classes):
+    for version in VERSIONS:
+        for stage in stages(version, classes):
+            assert stage.targets in (0, min(9, classes - 1))
+            if stage.loss == "dlr":
+                assert classes >= (4 if stage.targets else 3)
+            if stage.loss == "margin":
+                assert classes < 4 and "not defined" in str(stage)
+            if stage.kind == "apgd":
+                logits = torch.randn(7, classes)
+                y, target = torch.zeros(7, dtype=torch.long), torch.ones(7, dtype=torch.long)
+                assert stage_room.ascent(stage)(logits, y, target).isfinite().all()
+
+
+@pytest.mark.parametrize("version", ["plus", "fast"])
+def test_versions_are_labelled(version):
+    model, x, y = problem(12)
+    report = autoattack(model, x, y, Threat("linf", 0.02), version)
+    assert report.standard == (version == "plus")
+    name = "autoattack" if version == "plus" else "autoattack-fast"
+    assert report.rows[-1].name == name and ("not the standard" in str(report)) == (version == "fast")
+
+
+class Noisy(nn.Module):
+    """Adds noise to its input at every pass, from a stream of its own."""
+
+    def __init__(self, model, size=0.05):
+        super().__init__()
+        self.model, self.size, self.stream = model, size, torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        return self.model(x + self.size * torch.randn(x.shape, generator=self.stream, dtype=x.dtype))
+
+
+def test_version_rand_averages_gradients_over_twenty_passes():
+    model, x, y = problem(10)
+    report = autoattack(Noisy(model), x, y, Threat("linf", 0.02), "rand")
+    assert report.rows[-1].name == "autoattack-rand" and not report.warnings
+    assert report.passes["gradients"] >= 20 * 21 * int((report.broken_by != 0).sum()) / 4
+
+
+# --- warnings -------------------------------------------------------------------------------------------------------
+
+
+def expect(words, model, x, y, threat=LINF, version="standard"):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        report = autoattack(model, x, y, threat, version)
+    assert all(entry.category is AdvtrainWarning for entry in seen)
+    assert [str(entry.message) for entry in seen] == report.warnings and any(words in text for text in report.warnings)
+    assert f"Warning: {report.warnings[0]}" in str(report)
+    return report
+
+
+def test_an_honest_model_is_judged_without_a_warning():
+    model, x, y = problem(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert autoattack(model, x, y, LINF).warnings == []
+
+
+def test_it_warns_of_answers_at_random():
+    model, x, y = problem(10)
+    expect("at random", Noisy(model), x, y)
+
+
+def test_it_warns_of_version_rand_for_a_model_that_is_not_random():
+    model, x, y = problem(6)
+    expect("does not answer at random", model, x, y, version="rand")
+
+
+def test_a_model_with_softmax_is_judged_by_the_logarithms_with_a_warning():
+    model, x, y = problem(40)
+    report = expect("probabilities", nn.Sequential(model, nn.Softmax(1)), x, y, Threat("linf", 0.03))
+    plain = autoattack(model, x, y, Threat("linf", 0.03))
+    assert (report.robust != plain.robust).sum() <= 1
+
+
+class Rounded(nn.Module):
+    """Sees its input in coarse levels: no gradient."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model((x * 10).round() / 10)
+
+
+def test_it_warns_of_zero_gradients_and_of_square_that_does_better():
+    model, x, y = problem(30)
+    report = expect("exactly zero", Rounded(model), x, y)
+    assert any("Square, which sees no gradient" in text for text in report.warnings)
+    assert report["square"] < report["fab-t"]
+
+
+def test_a_graph_that_is_cut_is_judged_by_square():
+    class Cut(Rounded):
+        def forward(self, x):
+            return super().forward(x.detach())
+
+    model, x, y = problem(30)
+    report = expect("exactly zero", Cut(model), x, y)
+    assert report["square"] < report["fab-t"]
+
+
+@pytest.mark.parametrize("how", ["grad", "backward", "buffer"])
+def test_it_warns_of_a_model_that_adapts_while_it_answers(how):
+    class Adapting(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            if how == "buffer":
+                self.seen += 1
+                return self.model(x)
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                value = self.model(leaf).logsumexp(1).sum()
+                if how == "grad":
+                    torch.autograd.grad(value, leaf)
+                else:
+                    value.backward(inputs=[leaf])
+            return self.model(x)
+
+    model, x, y = problem(8)
+    expect("while it answers", Adapting(model), x, y, Threat("linf", 0.01))
+    assert sys.getprofile() is None
+
+
+# --- memory, files, resuming ----------------------------------------------------------------------------------------
+
+
+def test_it_goes_on_with_half_the_rows_when_memory_runs_out():
+    class Small(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            if len(x) > 10 and torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("out of memory")
+            return self.model(x)
+
+    model, x, y = problem(40)
+    with pytest.warns(AdvtrainWarning, match="memory ran out"):
+        report = autoattack(Small(model), x, y, Threat("linf", 0.03), batch_size=30)
+    assert torch.equal(report.robust, autoattack(model, x, y, Threat("linf", 0.03)).robust)
+
+
+def test_rows_fit_the_memory(monkeypatch):
+    from advtrain.autoattack import memory
+
+    model, x, _ = problem()
+    each = memory.bytes_per_image(model, x)
+    assert each > x[0].numel() * 8 * 10 and memory.rows_that_fit(model, x) == memory.MOST["cpu"]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 20.5 * each / memory.SHARE)
+    assert memory.rows_that_fit(model, x) == 20
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1.0)
+    assert memory.rows_that_fit(model, x) == 1
+
+
+def test_examples_in_a_file_are_those_in_memory(tmp_path):
+    model, x, y = problem(30)
+    path = tmp_path / "deep" / "adv.npy"
+    kept = autoattack(model, x, y, LINF, examples=path)
+    whole = autoattack(model, x, y, LINF, examples=True)
+    assert isinstance(kept.x_adv, numpy.memmap) and kept.path == str(path)
+    assert numpy.array_equal(numpy.load(path, allow_pickle=False), whole.x_adv.numpy())
+    assert [entry.name for entry in path.parent.iterdir()] == ["adv.npy"]
+
+
+class Stopped(nn.Module):
+    """Raises KeyboardInterrupt at a certain pass."""
+
+    def __init__(self, model, after):
+        super().__init__()
+        self.model, self.after, self.passes = model, after, 0
+
+    def forward(self, x):
+        self.passes += 1
+        if self.passes == self.after:
+            raise KeyboardInterrupt
+        return self.model(x)
+
+
+@pytest.mark.parametrize("after", [1, 12, 40, 120, 200])
+def test_an_interrupted_evaluation_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, after):
+    model, x, y = problem(30)
+    stopped = Stopped(model, 10**9)
+    whole = autoattack(stopped, x, y, Threat("linf", 0.03), batch_size=8, examples=True)
+    stopped.passes, stopped.after = 0, after
+    files = {"state": tmp_path / "aa.state", "examples": tmp_path / "adv.npy"}
+    with pytest.raises(KeyboardInterrupt):
+        autoattack(stopped, x, y, Threat("linf", 0.03), batch_size=8, **files)
+    stopped.after = 10**9
+    report = autoattack(stopped, x, y, Threat("linf", 0.03), batch_size=8, **files)
+    assert torch.equal(report.broken_by, whole.broken_by)
+    assert numpy.array_equal(numpy.asarray(report.x_adv), whole.x_adv.numpy())
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    model, x, y = problem(30)
+    counted = Stopped(model, 10**9)
+    first = autoattack(counted, x, y, LINF, state=tmp_path / "aa.state")
+    spent, counted.passes = counted.passes, 0
+    again = autoattack(counted, x, y, LINF, state=tmp_path / "aa.state")
+    assert torch.equal(first.broken_by, again.broken_by) and counted.passes < 20 < spent
+    assert first.passes == again.passes or again.passes["gradients"] == first.passes["gradients"]
+
+
+KILLED = """
+import sys, torch, advtrain as at
+sys.path.insert(0, sys.argv[2])
+from test_autoattack import problem
+model, x, y = problem(60)
+print("begun", flush=True)
+at.autoattack(model, x, y, at.Threat("linf", 0.02), batch_size=4, state=sys.argv[1])
+print("done", flush=True)
+"""
+
+
+def test_a_killed_process_leaves_a_state_that_the_next_one_goes_on_from(tmp_path, monkeypatch):
+    """SIGKILL at some moment; the state file is whole, and the end is the same."""
+    state, here = tmp_path / "aa.state", os.path.dirname(__file__)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(state), here], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    deadline = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    from safetensors.torch import load_file
+
+    kept = load_file(state)
+    assert kept["met"].shape == (5, 60) and not list(tmp_path.glob("*.partial"))
+    monkeypatch.undo()  # the published numbers of steps, as in the process
+    model, x, y = problem(60)
+    resumed = autoattack(model, x, y, Threat("linf", 0.02), batch_size=4, state=state)
+    assert torch.equal(resumed.robust, autoattack(model, x, y, Threat("linf", 0.02), batch_size=16).robust)
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"threat": Threat("linf", 0.2)}, "threat"),
+        ({"seed": 1}, "seed"),
+        ({"version": "fast"}, "version"),
+        ({"x": images(24, 9)}, "images"),
+        ({"model": net(7)}, "model"),
+    ],
+)
+def test_a_state_of_another_evaluation_is_refused_by_name(tmp_path, change, name):
+    model, x, y = problem(24)
+    given = {"model": model, "x": x, "y": y, "threat": LINF, "state": tmp_path / "aa.state"}
+    autoattack(**given)
+    with pytest.raises(FileError, match=f"state of another evaluation: {name}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        autoattack(**{**given, **change})
+
+
+def test_damaged_and_unwritable_files_are_named(tmp_path):
+    model, x, y = problem(12)
+    path = tmp_path / "aa.state"
+    for content in (b"", b"not safetensors", bytes(200)):
+        path.write_bytes(content)
+        with pytest.raises(FileError, match=r"aa\.state is damaged"):
+            autoattack(model, x, y, LINF, state=path)
+    path.unlink()
+    autoattack(model, x, y, LINF, state=path)
+    whole = path.read_bytes()
+    for cut in (8, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(FileError, match=r"aa\.state is damaged"):
+            autoattack(model, x, y, LINF, state=path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot write"):
+        autoattack(model, x, y, LINF, state=tmp_path / "file" / "aa.state")
+    with pytest.raises(FileError, match="cannot keep adversarial examples"):
+        autoattack(model, x, y, LINF, examples=tmp_path / "file" / "adv.npy")
+
+
+# --- precision, progress, input -------------------------------------------------------------------------------------
+
+
+def test_what_bfloat16_finds_counts_only_if_full_precision_agrees():
+    model, x, y = problem(40, dtype=torch.float32)
+    report = autoattack(model, x, y, Threat("linf", 0.03), bf16=True, examples=True)
+    assert torch.equal(model(report.x_adv).argmax(1) != y, ~report.robust)
+    full = autoattack(model, x, y, Threat("linf", 0.03))
+    assert abs(report.robust_accuracy - full.robust_accuracy) <= 0.05
+
+
+def test_a_find_that_does_not_hold_goes_back_into_the_search():
+    from advtrain.attacks.pursuit import Passes, Pursuit
+
+    class Fickle(nn.Module):
+        def forward(self, x):
+            return torch.stack([torch.zeros(len(x)), x.flatten(1).sum(1) - 1], 1)
+
+    x = torch.zeros(3, 1, 1, 1)
+    hunt = Pursuit(Passes(Fickle()), x, torch.zeros(3, dtype=torch.long))
+    hunt.offer(torch.tensor([0.5, 2.0, 0.5]).view(3, 1, 1, 1), torch.tensor([True, True, False]))
+    assert hunt.thin() and hunt.rows.tolist() == [0, 2] and hunt.broken.tolist() == [False, True, False]
+    hunt.offer(torch.tensor([3.0, 0.5]).view(2, 1, 1, 1), torch.tensor([True, False]))
+    assert hunt.thin() and hunt.rows.tolist() == [2] and hunt.x_adv.flatten().tolist() == [3.0, 2.0, 0.0]
+
+
+def test_the_bar_ends_where_it_said(monkeypatch):
+    room = sys.modules["advtrain.autoattack"]
+
+    class Bar:
+        n = total = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def update(self, amount):
+            self.n += amount
+
+        def set_description(self, text):
+            totals.append(self.total)
+
+    totals = []
+    monkeypatch.setattr(room, "progress_bar", lambda *_, **__: Bar())
+    model, x, y = problem(30)
+    autoattack(model, x, y, Threat("linf", 0.03), batch_size=5)
+    assert totals[-1] < totals[0] and len(totals) > 8
+
+
+@pytest.mark.parametrize("kind", ["uint8", "numpy", "float32 model"])
+def test_images_of_other_kinds(kind):
+    model, x, y = problem(12)
+    if kind == "uint8":
+        report = autoattack(model, (x * 255).round().to(torch.uint8), y, LINF, examples=True)
+        assert LINF.contains(report.x_adv, (x * 255).round() / 255).all()
+    elif kind == "numpy":
+        report = autoattack(model, x.numpy(), y.numpy(), LINF)
+    else:
+        report = autoattack(model.float(), x, y, LINF, examples=True)
+        assert report.x_adv.dtype == torch.float32
+    assert len(report.robust) == 12
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"x": images() * 255}, DataError, "divide by 255"),
+        ({"x": images() / 0}, DataError, "NaN or infinite"),
+        ({"x": images()[:0]}, DataError, "at least one image"),
+        ({"x": images(shape=(3, 6, 6))}, ModelError, "fails on a batch"),
+        ({"y": torch.full((24,), 5)}, ModelError, "returns 5 logits and the data have 6 classes"),
+        ({"y": torch.zeros(23, dtype=torch.long)}, DataError, "one label for each image"),
+        ({"threat": 0.1}, ArgumentError, "Threat"),
+        ({"version": "Standard"}, ArgumentError, "did you mean 'standard'"),
+        ({"batch_size": 0}, ArgumentError, "batch_size=0"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 1)).double(), "y": torch.zeros(24, dtype=torch.long)},
+         ModelError, "1 logit"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(change, error, message):
+    model, x, y = problem(24)
+    with pytest.raises(error, match=message):
+        autoattack(**{"model": model, "x": x, "y": y, "threat": LINF, **change})
+
+
+def test_images_that_are_wrong_before_any_attack_meet_none():
+    model, x, y = problem(20)
+    y = (y + 1) % 5
+    y[:2] = model.eval()(x[:2]).argmax(1)
+    counted = []
+
+    class Counted(nn.Sequential):
+        def forward(self, batch):
+            counted.append(len(batch))
+            return super().forward(batch)
+
+    report = autoattack(Counted(model), x, y, Threat("linf", 1e-6), batch_size=64)
+    assert report.broken_by[2:].ne(-1).all() and report.robust[:2].all()
+    assert max(counted[20:]) <= 8  # two images, four targets
+
+
+def test_evaluate_takes_it_as_a_row():
+    model, x, y = problem(24)
+    report = at.evaluate(model, (x, y), Threat("linf", 0.03), autoattack="standard")
+    assert report["autoattack"] == autoattack(model, x, y, Threat("linf", 0.03)).robust_accuracy <= report["pgd"]
+    assert "Robust is what survives AutoAttack" not in str(report)
