@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor, nn
 
-
 Loss = Callable[[Tensor], Tensor]
 """Logits (B, K) to one value per image (B,)."""
 
@@ -27,6 +26,7 @@ class Passes:
         eot: how many passes make one gradient: expectation over transformation (Athalye et al. 2018, arXiv 1802.00420),
             for models that answer at random.
         bf16: search in bfloat16 autocast; `wrong` judges in full precision all the same.
+        layout: memory format of the images in a pass; what comes back is contiguous.
         read: what turns the model's output into logits, if it returns something else.
         tick: called with the number of images of every pass, one for a query and `backward` more for a gradient.
     """
@@ -34,6 +34,7 @@ class Passes:
     model: nn.Module
     eot: int = 1
     bf16: bool = False
+    layout: torch.memory_format = torch.contiguous_format
     read: Callable[[Tensor], Tensor] | None = None
     tick: Callable[[int], None] | None = None
     queries: int = field(default=0, init=False)
@@ -41,7 +42,7 @@ class Passes:
 
     def _forward(self, x: Tensor, low: bool) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
-            logits = self.model(x)
+            logits = self.model(x.contiguous(memory_format=self.layout))
         logits = logits.to(x.dtype)
         return logits if self.read is None else self.read(logits)
 
@@ -67,7 +68,7 @@ class Passes:
                 part = None
                 if values.requires_grad:
                     (part,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
-            part = torch.zeros_like(x) if part is None else part
+            part = torch.zeros_like(x) if part is None else part.contiguous()
             total = part if total is None else total + part
         return total / self.eot if self.eot > 1 else total, logits.detach(), values.detach()
 

@@ -12,7 +12,7 @@ from ..attacks.pursuit import Passes
 from ..checks import are_probabilities, check_labels, check_model, check_threat
 from ..data import as_split
 from ..errors import at_least
-from ..modes import attacking, place
+from ..modes import attacking, channels_last, place
 from ..progress import progress_bar
 from ..rng import Rng
 from ..threat import Threat
@@ -95,9 +95,9 @@ def autoattack(
     key = fingerprint(model, split, options) if state is not None else {}
     done = State(len(split), len(plan), key, state)
     kept = Examples(examples, split, dtype, resumed=bool(done.met.any()))
-    with attacking(model):
+    with attacking(model), channels_last(model) as layout:
         probabilities = are_probabilities(model(sample).detach())
-        passes = Passes(model, bf16=bf16, read=log_probabilities if probabilities else None)
+        passes = Passes(model, bf16=bf16, layout=layout, read=log_probabilities if probabilities else None)
         rows = batch_size or rows_that_fit(model, sample)
         with progress_bar(progress, total=0, unit="pass", unit_scale=True, desc="autoattack") as bar:
             judge = Judge(plan, passes, split, threat, Rng(seed, "autoattack"), rows, done, kept, bar)

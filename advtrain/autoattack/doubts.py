@@ -61,7 +61,10 @@ def dynamic(model: nn.Module, x: Tensor) -> bool:
 
 @contextmanager
 def _watching() -> Iterator[list[str]]:
-    """Note calls of the functions that compute gradients, wherever they are made from."""
+    """Note calls of the functions that compute gradients, wherever they are made from.
+
+    Under a profiler written in C, such as cProfile, which cannot be interrupted, nothing is seen.
+    """
     watched = {
         function.__code__: name
         for name, function in (
@@ -74,6 +77,9 @@ def _watching() -> Iterator[list[str]]:
     }
     seen: list[str] = []
     earlier = sys.getprofile()
+    if earlier is not None and not callable(earlier):
+        yield seen
+        return
 
     def look(frame: Any, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code in watched:
