@@ -10,6 +10,7 @@ print(at.evaluate(run.model, data.test, threat))
 """
 
 from . import attacks, defenses, errors, experiments, measure, schedules
+from .autoattack import AutoAttackReport, autoattack
 from .budget import Budget, budget
 from .cost import Cost, Speed, calibrate, cost
 from .data import Dataset, Split, as_dataset, load_data
@@ -17,11 +18,12 @@ from .defense import Batch, Defense, Step
 from .errors import AdvtrainError
 from .evaluate import PROTOCOLS, Protocol, evaluate
 from .experiments import Check, check_results_file, reproduce
+from .foreign import load_model
 from .models import build_model
 from .modes import attacking
 from .presets import PRESETS, Preset, preset
 from .report import Report
-from .results import Results, Trial, load_results
+from .results import PairedTest, PairedTests, Results, Trial, compare, load_results
 from .rng import Rng
 from .runs import Run, load_run, version
 from .threat import Threat
@@ -30,11 +32,11 @@ from .train import fit
 __version__ = version()
 
 __all__ = [
-    "PRESETS", "PROTOCOLS", "AdvtrainError", "Batch", "Budget", "Check", "Cost", "Dataset", "Defense", "Preset",
-    "Protocol", "Report", "Results", "Rng", "Run", "Speed", "Split", "Step", "Threat", "Trial", "as_dataset",
-    "attacking", "attacks", "budget", "build_model", "calibrate", "check_results_file", "cost", "defenses",
-    "errors", "evaluate", "experiments", "fit", "load_data", "load_results", "load_run", "measure", "preset",
-    "reproduce", "schedules",
+    "PRESETS", "PROTOCOLS", "AdvtrainError", "Batch", "Budget", "Check", "Cost", "Dataset", "Defense", "PairedTest",
+    "PairedTests", "Preset", "Protocol", "Report", "Results", "Rng", "Run", "Speed", "Split", "Step", "Threat", "Trial",
+    "as_dataset", "attacking", "attacks", "budget", "build_model", "calibrate", "check_results_file", "compare", "cost",
+    "defenses", "errors", "evaluate", "experiments", "fit", "load_data", "load_model", "load_results", "load_run",
+    "measure", "preset", "reproduce", "schedules",
 ]  # fmt: skip
 
 

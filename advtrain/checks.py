@@ -150,9 +150,7 @@ def _likely_cause(model: nn.Module, x: Tensor) -> str:
     return ""
 
 
-def check_model(
-    model: nn.Module, x: Tensor, num_classes: int | None = None, *, probabilities: bool = False
-) -> int:
+def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None, *, probabilities: bool = False) -> int:
     """Refuse a model that cannot be trained or attacked on such images. Costs one forward pass.
 
     The pass is made in evaluation mode without gradients, on copies of the random states; every module's own flag
@@ -183,7 +181,7 @@ def check_model(
         except Exception as error:
             raise ModelError(
                 f"the model fails on a batch of shape {tuple(x.shape)}, {x.dtype} on {x.device}: "
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+                f"{type(error).__name__}: {(str(error).strip().splitlines() or [repr(error)])[0]}"
                 f"{_likely_cause(model, x)}"
             ) from error
     if not isinstance(logits, Tensor):

@@ -5,7 +5,6 @@ Options are generated from the fields and signatures of the Python API, so that 
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 import traceback
@@ -18,20 +17,21 @@ import click
 from . import data as data_room
 from .attacks import ATTACKS
 from .cli_data import data_group
+from .cli_judge import evaluate_command, source_of, verdict
 from .cli_reproduce import reproduce_command
 from .defenses import DEFENSES
-from .errors import AdvtrainError, ArgumentError
-from .evaluate import PROTOCOLS, evaluate
+from .errors import AdvtrainError
+from .evaluate import evaluate
 from .files import check_writable, write_json
 from .models import MODELS, build_model
-from .options import Radius, field_options, preset_options, signature_options, summary, with_preset
+from .options import field_options, name_values, preset_options, signature_options, summary, with_preset
 from .presets import PRESETS
-from .report import Report
-from .runs import Run, load_run, version
+from .runs import version
 from .schedules import SCHEDULES
 from .threat import Threat
 from .train import fit
 
+TAKEN = ("name", "shape", "num_classes", "seed")  # what `advtrain train` gives build_model itself
 DEFAULT_MODEL = {"digits": "small-cnn", "mnist": "lenet+", "fashion-mnist": "lenet+"}
 
 
@@ -102,7 +102,7 @@ class _Train(click.Group):
             **values: Any,
         ) -> None:  # fmt: skip
             part = {group: {o.name: values[o.name] for o in options} for group, options in groups.items()}
-            model_options = _model_options(with_preset(click.get_current_context(), model_name, model_option))
+            model_options = name_values(with_preset(click.get_current_context(), model_name, model_option), taken=TAKEN)
             train(defense, data_name, model_name, model_options, judge, report_path, part)
 
         return click.Command(
@@ -153,65 +153,10 @@ def train(
         report = evaluate(run.model, data.test, threat, seed=part["fit"]["seed"], progress=part["fit"]["progress"])
         click.echo(report)
         for path in filter(None, (run.path and run.path / "report.json", report_path)):
-            write_json(path, result(report, "strict", run))
+            write_json(path, verdict(report, "strict", source_of(run)))
     click.echo(f"saved in {run.path}" if run.path else "not saved: name a folder with --out to keep the model")
     if run.status == "interrupted":
         sys.exit(130)
-
-
-def result(report: Report, protocol: Any, run: Run) -> dict[str, Any]:
-    """A verdict with everything needed to make it again, as JSON-able values."""
-    source = {"provenance": run.provenance, "run": run.config, "history": run.history}
-    return {**report.to_dict(), "protocol": protocol, **source}
-
-
-@main.command("evaluate", short_help="Judge a trained run: clean, FGSM and PGD-50-10 accuracy.")
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option(
-    "--protocol", type=click.Choice(list(PROTOCOLS)), default="strict", show_default=True, help="Whose PGD-50-10."
-)
-@click.option("--steps", type=int, help="PGD steps instead of the protocol's.")
-@click.option("--restarts", type=int, help="PGD restarts instead of the protocol's.")
-@click.option("--step-size", type=Radius(), help="PGD step size in pixel units instead of the protocol's.")
-@click.option("--eps", type=Radius(), help="Another radius than the one trained against.")
-@click.option("--split", type=click.Choice(["test", "val", "train"]), default="test", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write the report as JSON.")
-def evaluate_command(
-    run_folder: Path,
-    protocol: str,
-    eps: float | None,
-    split: str,
-    limit: int | None,
-    batch_size: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    **changes: Any,
-) -> None:
-    """Judge the run in the folder RUN: accuracy on clean images, under FGSM, under PGD-50-10, with 95% intervals."""
-    run = load_run(run_folder, device=device)
-    if run.data is None:
-        raise ArgumentError(
-            "data=None is not available: this run's data are not on this machine; see advtrain data --help"
-        )
-    images = getattr(run.data, split)
-    if images is None:
-        raise ArgumentError(f"split={split!r} is not there: the run was trained with val=0")
-    threat = run.threat if eps is None else dataclasses.replace(run.threat, eps=eps)
-    chosen = dataclasses.replace(
-        PROTOCOLS[protocol], **{key: value for key, value in changes.items() if value is not None}
-    )
-    report = evaluate(
-        run.model, images[:limit] if limit else images, threat, protocol=chosen, batch_size=batch_size, seed=seed
-    )
-    click.echo(f"{run.defense.name} on {run.data.name}, {split} split")
-    click.echo(report)
-    if out:
-        write_json(out, result(report, dataclasses.asdict(chosen), run))
 
 
 @main.command("list")
@@ -236,26 +181,9 @@ def list_command(what: str | None) -> None:
                 click.echo(f"  {name:<{width}}  {text}")
 
 
+main.add_command(evaluate_command)
 main.add_command(data_group)
 main.add_command(reproduce_command)
-
-
-def _model_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`("width=16", "activation=tanh")` as a dict, numbers as numbers."""
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise click.BadParameter(f"{pair!r} is not NAME=VALUE, such as width=16", param_hint="--model-option")
-        if name in ("name", "shape", "num_classes", "seed"):
-            raise click.BadParameter(f"{name} is not an option of the model itself", param_hint="--model-option")
-        for kind in (int, float, {"true": True, "false": False, "none": None}.__getitem__, str):
-            try:
-                options[name.replace("-", "_")] = kind(value)
-                break
-            except (ValueError, KeyError):
-                continue
-    return options
 
 
 def _one_line_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:

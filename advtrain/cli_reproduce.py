@@ -8,13 +8,13 @@ from pathlib import Path
 from time import process_time
 
 import click
-from click.core import ParameterSource
 
 from .cost import Speed, calibrate, cost
 from .errors import AdvtrainWarning, ArgumentError, FileError
 from .experiments import Experiment, check_results_file, load, names, reproduce
 from .experiments.trials import data_of, judged, one_thread
 from .models import build_model
+from .options import refuse
 from .results.table import count
 
 
@@ -88,15 +88,6 @@ def reproduce_command(
             words = "is" if left == 1 else "are"
             click.echo(f"time is up: {count(left, 'run')} {words} still to be made; {again}", err=True)
         sys.exit(1 if left or not all(run.finished for run in made) else 0)
-
-
-def refuse(context: click.Context, option: str, *read: str) -> None:
-    """Refuse what was given on the command line beside `option` and would do nothing with it."""
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        if given and parameter.name not in read and option not in parameter.opts:
-            what = "EXPERIMENT" if isinstance(parameter, click.Argument) else parameter.opts[0]
-            raise click.UsageError(f"{what} does nothing with {option}: leave it out")
 
 
 def describe(experiment: Experiment, root: str | None = None) -> str:

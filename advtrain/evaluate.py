@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from . import attacks
 from .attacks.gradient import check_box, input_gradient
 from .attacks.losses import cross_entropy
+from .autoattack import VERSIONS
+from .autoattack import autoattack as judge
 from .checks import check_model, check_threat
 from .data import Split, as_split
 from .errors import ModelError, at_least, bad, is_real, one_of
@@ -102,11 +104,19 @@ def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
     """Refuse a model whose input gradient is not finite: attacks are blind to it, and blindness looks like robustness.
 
     Raises:
-        ModelError: NaN or infinity in the gradient of some image.
+        ModelError: no gradient, or NaN or infinity in that of some image.
     """
-    with attacking(model, "eval"):
-        x = part.images(dtype=dtype)
-        grad, _ = input_gradient(model, x, lambda logits: cross_entropy(logits, part.y))
+    try:
+        with attacking(model, "eval"):
+            x = part.images(dtype=dtype)
+            grad, _ = input_gradient(model, x, lambda logits: cross_entropy(logits, part.y))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ModelError(
+            f"the model has no gradient with respect to its images, which attacks need: {str(error).rstrip('.')}. Look "
+            "in its forward for no_grad, detach, numpy, rounding, or images changed in place"
+        ) from error
     blind = int((~grad.isfinite()).flatten(1).any(1).sum())
     if blind:
         raise ModelError(
@@ -121,11 +131,12 @@ def evaluate(
     threat: Threat,
     *,
     protocol: str | Protocol = "strict",
+    autoattack: str | None = None,
     batch_size: int = 512,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Report:
-    """Clean accuracy, accuracy under FGSM, and under PGD-50-10, with 95% intervals.
+    """Clean accuracy, accuracy under FGSM, under PGD-50-10, and on request under AutoAttack, with 95% intervals.
 
     Args:
         model: returns logits; judged in evaluation mode on the device it is on, and left as it was.
@@ -134,13 +145,15 @@ def evaluate(
         threat: what the attacker may do.
         protocol: a name in `PROTOCOLS` (`"strict"`, `"fast-bat"`, `"gradalign"`, `"fgsm-rs"`, `"n-fgsm"`) or a
             `Protocol` with steps, restarts, step size and which iterate counts.
+        autoattack: a version of AutoAttack, such as `"standard"`, to judge by as well: hundreds of times the work of
+            PGD-50-10 for images that withstand it. See `advtrain.autoattack`, which tells more.
         batch_size: images per batch; changes nothing but memory, speed, and which random starts an image gets.
         seed: names the random starts.
         progress: show a bar; by default only in a terminal or a notebook.
 
     Returns:
-        A `Report` with the rows `"clean"`, `"fgsm"`, `"pgd"`. This is an upper bound of robustness: only AutoAttack,
-        or an attack made for the defense, supports the word robust.
+        A `Report` with the rows `"clean"`, `"fgsm"`, `"pgd"`, and `"autoattack"` if asked for. Without the last it is
+        an upper bound of robustness: only AutoAttack, or an attack made for the defense, supports the word robust.
 
     Raises:
         ArgumentError, DataError, ModelError: see `advtrain.errors`.
@@ -148,6 +161,8 @@ def evaluate(
     if not isinstance(protocol, Protocol):
         one_of("protocol", protocol, PROTOCOLS)
         protocol = PROTOCOLS[protocol]
+    if autoattack is not None:
+        one_of("autoattack", autoattack, VERSIONS)
     at_least("batch_size", batch_size, 1)
     check_threat(threat)
     split = as_split(data)
@@ -172,4 +187,7 @@ def evaluate(
             bar.set_description(f"evaluate {name}")
             correct = find_correct(model, split, attack, batch_size=batch_size, seed=seed, tick=bar.update).cpu()
             report.rows.append(Row(name, int(correct.sum()), len(split), details, correct))
+    if autoattack is not None:
+        verdict = judge(model, split.x, split.y, threat, autoattack, seed=seed, progress=progress)
+        report.rows.append(verdict.rows[-1])
     return report

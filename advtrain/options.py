@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import math
 import re
 import types
 import typing
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .errors import ArgumentError
 from .modes import BN_MODES
@@ -53,6 +56,18 @@ class Count(click.ParamType):
             except ValueError:
                 continue
         self.fail(f"{value!r} is not a number", param, ctx)
+
+
+class Numbers(click.ParamType):
+    """One number or several with commas between them, such as 0.49,0.48,0.45."""
+
+    name = "number,…"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        try:
+            return value if isinstance(value, tuple) else tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a number, or several with commas between them: 0.49,0.48,0.45", param, ctx)
 
 
 class OrNone(click.ParamType):
@@ -136,6 +151,44 @@ def with_preset(ctx: click.Context, model_name: str | None, pairs: tuple[str, ..
         click.echo(message, err=True)
         return pairs
     return own + pairs
+
+
+def name_values(pairs: Iterable[str], taken: Iterable[str] = ()) -> dict[str, Any]:
+    """`("width=16", "activation=tanh")` as a dict: numbers as numbers; true, false and none as what they are in Python.
+
+    Args:
+        pairs: what `--model-option` was given.
+        taken: names that are no options of the model.
+    """
+    options: dict[str, Any] = {}
+    words = {"true": True, "false": False, "none": None}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE, such as width=16", param_hint="--model-option")
+        if name in taken:
+            raise click.BadParameter(f"{name} is not an option of the model itself", param_hint="--model-option")
+        found: Any = words.get(value.lower(), value)
+        for kind in (float, int):
+            with contextlib.suppress(ValueError):
+                found = kind(value) if math.isfinite(float(value)) else value
+        options[name.replace("-", "_")] = found
+    return options
+
+
+def refuse(context: click.Context, option: str, *read: str) -> None:
+    """Refuse what was given on the command line beside `option` and would do nothing with it.
+
+    Args:
+        context: that of the running command.
+        option: what makes the others useless, such as `--list`.
+        read: names of the parameters that have an effect beside it.
+    """
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if given and parameter.name not in read and option not in parameter.opts:
+            what = parameter.metavar.strip("[]") if isinstance(parameter, click.Argument) else parameter.opts[0]
+            raise click.UsageError(f"{what} does nothing with {option}: leave it out")
 
 
 def make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:

@@ -51,10 +51,26 @@ FLOORS = [
     ["attacks", "measure", "bilevel", "features", "synthesis"],
     ["defense", "parallel", "player"],
     ["defenses"],
-    ["report", "monitor", "keeper", "recipe", "evaluate", "presets", "runs", "loop", "train", "cost", "budget"],
+    [
+        "report",
+        "autoattack",
+        "monitor",
+        "keeper",
+        "recipe",
+        "evaluate",
+        "presets",
+        "runs",
+        "checkpoints",
+        "factories",
+        "foreign",
+        "loop",
+        "train",
+        "cost",
+        "budget",
+    ],
     ["results"],
     ["experiments"],
-    ["options", "cli_data", "cli_reproduce", "cli", "__main__", "__init__"],
+    ["options", "cli_data", "cli_judge", "cli_reproduce", "cli", "__main__", "__init__"],
 ]
 
 

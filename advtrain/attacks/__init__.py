@@ -5,14 +5,19 @@ threat.
 """
 
 from .apgd import apgd
+from .fab import fab
 from .losses import LOSSES, cross_entropy, cw_margin, dlr, dlr_targeted
 from .pgd import pgd
 from .single import fgsm, i_fgsm, mi_fgsm, r_fgsm
+from .square import square
 
-ATTACKS = {"fgsm": fgsm, "r-fgsm": r_fgsm, "i-fgsm": i_fgsm, "mi-fgsm": mi_fgsm, "pgd": pgd, "apgd": apgd}
+ATTACKS = {
+    "fgsm": fgsm, "r-fgsm": r_fgsm, "i-fgsm": i_fgsm, "mi-fgsm": mi_fgsm, "pgd": pgd, "apgd": apgd, "fab": fab,
+    "square": square,
+}  # fmt: skip
 """Attacks by the name that the command line and the papers use."""
 
 __all__ = [
-    "ATTACKS", "LOSSES", "apgd", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fgsm", "i_fgsm", "mi_fgsm",
-    "pgd", "r_fgsm",
+    "ATTACKS", "LOSSES", "apgd", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fab", "fgsm", "i_fgsm",
+    "mi_fgsm", "pgd", "r_fgsm", "square",
 ]  # fmt: skip

@@ -1,12 +1,12 @@
 """The smallest step onto a hyperplane that stays inside the pixel box: what the FAB attack repeats.
 
 Find d of smallest norm with ⟨w, d⟩ = gap and low ≤ t + d ≤ high. Each pixel moves the way that closes the gap, by at
-most its room c_i, the distance to the face of the box on that side. Of all steps with one multiplier λ ≥ 0 the best is
-d_i = ± min(λ, c_i) under ℓ∞ and d_i = ± min(λ |w_i|, c_i) under ℓ2, and Σ |w_i d_i| grows with λ along a piecewise linear,
-concave curve. Its corners are the multipliers at which a pixel uses up its room. Sorted, with running sums, they tell
-the piece that meets the gap, and on this piece λ is a quotient. So the answer is exact, and costs one sort.
+most its room c_i, the distance to the face of the box on that side. The best d is d_i = ± min(λ, c_i) under ℓ∞ and
+d_i = ± min(λ |w_i|, c_i) under ℓ2, for one multiplier λ ≥ 0. What it gives, Σ |w_i d_i|, grows with λ along a piecewise
+linear, concave curve whose corners are the multipliers at which a pixel has used up its room. Sorted, with running
+sums, they tell the piece that meets the gap, and on this piece λ is a quotient: the answer is exact, for one sort.
 
-Croce and Hein (2020), arXiv 1907.02044, section 2.1 and appendix A.
+Croce and Hein (2020), arXiv 1907.02044, section 2.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def project_linf(t: Tensor, w: Tensor, b: Tensor, low: float = 0.0, high: float 
         low, high: the box.
 
     Returns:
-        d (R, n): t + d lies on the hyperplane. Where the hyperplane does not meet the box, t + d is the corner of the box
-        that comes nearest to it in the value of ⟨w, ·⟩; where w is zero, d is zero. Pixels of zero weight stay.
+        d (R, n): t + d lies on the hyperplane. Where the hyperplane does not meet the box, t + d is the point of the box
+        that comes nearest to it in the value of ⟨w, ·⟩. Pixels of zero weight stay where they are.
     """
     return smallest_step(t, w, b - (w * t).sum(1), "linf", low, high)
 
@@ -76,5 +76,5 @@ def smallest_step(t: Tensor, w: Tensor, gap: Tensor, norm: str, low: float = 0.0
     going = F.pad(rate.flip(1).cumsum(1).flip(1), (0, 1))  # (R, n + 1): the rate of the others
     corner = torch.searchsorted(given[:, 1:] + stop * going[:, 1:], missing)
     multiplier = (missing - given.gather(1, corner)) / going.gather(1, corner).clamp(min=info.tiny)
-    multiplier = multiplier.clamp(max=info.max).masked_fill(corner == t.shape[1], info.max)  # out of reach: go all the way
+    multiplier = multiplier.clamp(max=info.max).masked_fill(corner == t.shape[1], info.max)  # out of reach: all the way
     return direction * torch.minimum(multiplier if norm == "linf" else multiplier * weight, room)
