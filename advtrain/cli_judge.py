@@ -18,6 +18,7 @@ from typing import Any
 import click
 from torch import nn
 
+from .autoattack import VERSIONS, autoattack
 from .data import Dataset, Split, load_data
 from .dataset import pixel_bytes
 from .errors import ArgumentError
@@ -199,7 +200,7 @@ def verdict(report: Report, protocol: Any, source: dict[str, Any]) -> dict[str, 
     return {**report.to_dict(), "protocol": protocol, **source}
 
 
-@click.command("evaluate", short_help="Judge a run, or any model: clean, FGSM and PGD-50-10 accuracy.")
+@click.command("evaluate", short_help="Judge a run, or any model: clean, FGSM, PGD-50-10, AutoAttack.")
 @with_subject
 @click.option(
     "--protocol", type=click.Choice(list(PROTOCOLS)), default="strict", show_default=True, help="Whose PGD-50-10."
@@ -207,10 +208,16 @@ def verdict(report: Report, protocol: Any, source: dict[str, Any]) -> dict[str, 
 @click.option("--steps", type=int, help="PGD steps instead of the protocol's.")
 @click.option("--restarts", type=int, help="PGD restarts instead of the protocol's.")
 @click.option("--step-size", type=Radius(), help="PGD step size in pixel units instead of the protocol's.")
+@click.option("--autoattack", "version", type=click.Choice(list(VERSIONS)), help="Judge by AutoAttack as well.")
+@click.option("--state", metavar="FILE", help="What AutoAttack has done; the same command goes on from there.")
+@click.option("--examples", metavar="FILE.npy", help="Where to keep AutoAttack's adversarial examples.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the report as JSON.")
-def evaluate_command(subject: Subject, protocol: str, batch_size: int, out: Path | None, **changes: Any) -> None:
-    """Judge a model: accuracy on clean images, under FGSM, under PGD-50-10, with 95% intervals.
+def evaluate_command(
+    subject: Subject, protocol: str, version: str | None, state: str | None, examples: str | None, batch_size: int,
+    out: Path | None, **changes: Any,
+) -> None:  # fmt: skip
+    """Judge a model: accuracy on clean images, under FGSM, PGD-50-10, and AutoAttack if asked, with 95% intervals.
 
     It is the one in RUN, the folder of a run, with the data and the threat that it was trained on; or any network,
     named by --model, on --data and within --eps. Python code that --model names is executed, a file of weights never.
@@ -219,7 +226,10 @@ def evaluate_command(subject: Subject, protocol: str, batch_size: int, out: Path
         advtrain evaluate runs/fast-at
         advtrain evaluate --model torchvision.models:resnet18 --model-option num_classes=10 \\
             --weights resnet18.pt --mean 0.49,0.48,0.45 --std 0.25,0.24,0.26 --data cifar10 --eps 8/255
+        advtrain evaluate runs/fast-at --autoattack standard --state runs/fast-at.aa
     """
+    if version is None and (state or examples):
+        raise click.UsageError("--state and --examples belong to AutoAttack: add --autoattack standard")
     if out:
         check_writable(out.parent, holding=out.name, overwrite=True)
     given = {name: value for name, value in changes.items() if value is not None}
@@ -227,6 +237,16 @@ def evaluate_command(subject: Subject, protocol: str, batch_size: int, out: Path
     report = evaluate(
         subject.model, subject.split, subject.threat, protocol=chosen, batch_size=batch_size, seed=subject.seed
     )
+    found = {}
+    if version is not None:
+        images = subject.split
+        by_autoattack = autoattack(
+            subject.model, images.x, images.y, subject.threat, version, seed=subject.seed, state=state,
+            examples=examples,
+        )  # fmt: skip
+        report.rows.append(by_autoattack.rows[-1])
+        found = {"autoattack": by_autoattack.to_dict()}
+        click.echo(by_autoattack)
     click.echo(subject.title)
     click.echo(report)
     if subject.classes and report.row("clean").interval[0] <= 1 / subject.classes:
@@ -235,4 +255,4 @@ def evaluate_command(subject: Subject, protocol: str, batch_size: int, out: Path
             "classes in another order?"
         )
     if out:
-        write_json(out, verdict(report, dataclasses.asdict(chosen), subject.source))
+        write_json(out, {**verdict(report, dataclasses.asdict(chosen), subject.source), **found})

@@ -103,8 +103,9 @@ class Report:
     def __str__(self) -> str:
         norm = {"linf": "ℓ∞", "l2": "ℓ2"}[self.threat.norm]
         lines = [f"{self.rows[0].total} images, {norm} ε = {format_eps(self.threat.eps)}" if self.rows else "no rows"]
+        wide = max((len(row.name) for row in self.rows), default=0) + 1
         lines += [
-            f"{name:<8}{value:>7}   95% interval {ends:<17}{details}".rstrip()
+            f"{name:<{max(wide, 8)}}{value:>7}   95% interval {ends:<17}{details}".rstrip()
             for name, value, ends, details in self._cells()
         ]
         return "\n".join(lines + self.notes)

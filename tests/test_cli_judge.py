@@ -217,3 +217,15 @@ def test_other_commands_can_be_given_a_subject(folder, finished):
     assert output("--model", "nets:net", "--data", "digits", "--eps", "0.2", "--depth", 1) == (
         "nets:net on digits, test split; Threat(norm='linf', eps=0.2); 360 images, depth 1\n"
     )
+
+
+def test_autoattack_can_be_asked_for_kept_and_resumed(finished, tmp_path, capsys):
+    files = ("--state", tmp_path / "aa.state", "--examples", tmp_path / "adv.npy")
+    asked = ("evaluate", finished, "--limit", "12", "--steps", "1", "--restarts", "1", "--eps", "0.5", "--autoattack")
+    first = invoke(*asked, "fast", *files, "--out", tmp_path / "report.json")
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["rows"][-1]["name"] == "autoattack-fast" and saved["autoattack"]["version"] == "fast"
+    assert "not the standard" in first.output and (tmp_path / "adv.npy").is_file()
+    assert invoke(*asked, "fast", *files).exit_code == 0
+    assert "another evaluation: version" in fail(capsys, *asked, "standard", *files)
+    assert "add --autoattack" in invoke("evaluate", finished, *files).output
