@@ -375,10 +375,15 @@ def test_an_interrupted_evaluation_goes_on_and_ends_like_an_uninterrupted_one(tm
 def test_what_is_done_is_not_done_again(tmp_path):
     model, x, y = problem(30)
     counted = Stopped(model, 10**9)
-    first = autoattack(counted, x, y, LINF, state=tmp_path / "aa.state")
+    files = {"state": tmp_path / "aa.state", "examples": tmp_path / "adv.npy"}
+    first = autoattack(counted, x, y, LINF, **files)
     spent, counted.passes = counted.passes, 0
-    again = autoattack(counted, x, y, LINF, state=tmp_path / "aa.state")
-    assert torch.equal(first.broken_by, again.broken_by) and counted.passes < 20 < spent
+    again = autoattack(counted, x, y, LINF, **files)
+    assert numpy.array_equal(first.x_adv, again.x_adv)
+    (tmp_path / "adv.npy").unlink()
+    with pytest.raises(FileError, match="is gone, and the state file counts on it"):
+        autoattack(counted, x, y, LINF, **files)
+    assert torch.equal(first.broken_by, again.broken_by) and counted.passes < 40 < spent
     assert first.passes == again.passes or again.passes["gradients"] == first.passes["gradients"]
 
 

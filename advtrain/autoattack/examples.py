@@ -42,6 +42,8 @@ class Examples:
         kind = numpy.dtype(str(dtype).removeprefix("torch."))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if resumed and not self.partial.exists() and self.path.exists():
+                os.replace(self.path, self.partial)  # the evaluation was complete
             if resumed and self.partial.exists():
                 self.array = numpy.lib.format.open_memmap(self.partial, mode="r+")
                 if self.array.shape != tuple(split.x.shape) or self.array.dtype != kind:
