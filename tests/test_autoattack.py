@@ -567,3 +567,13 @@ def test_evaluate_takes_it_as_a_row():
     report = at.evaluate(model, (x, y), Threat("linf", 0.03), autoattack="standard")
     assert report["autoattack"] == autoattack(model, x, y, Threat("linf", 0.03)).robust_accuracy <= report["pgd"]
     assert "Robust is what survives AutoAttack" not in str(report)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_on_cuda_the_verdicts_are_those_of_the_cpu(bf16):
+    model, x, y = problem(200, dtype=torch.float32)
+    here = autoattack(model, x, y, Threat("linf", 0.03))
+    there = autoattack(model.cuda(), x, y, Threat("linf", 0.03), bf16=bf16, examples=True)
+    assert there.robust.device.type == "cpu" and there.x_adv.device.type == "cpu"
+    assert (here.robust != there.robust).float().mean() <= (0.05 if bf16 else 0.02)

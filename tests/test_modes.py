@@ -73,3 +73,19 @@ def test_an_unknown_mode_is_refused():
         at.attacking(network(), "evaluate"),
     ):
         pass
+
+
+def test_channels_last_lends_the_weights_another_layout_and_takes_it_back():
+    from advtrain.modes import channels_last
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).double()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    before, places = net(x), [parameter.data_ptr() for parameter in net.parameters()]
+    with pytest.raises(KeyError), channels_last(net) as layout:
+        assert layout == torch.channels_last and net[0].weight.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(net(x.contiguous(memory_format=layout)), before, rtol=1e-12, atol=1e-12)
+        raise KeyError
+    assert [parameter.data_ptr() for parameter in net.parameters()] == places and net[0].weight.is_contiguous()
+    with channels_last(nn.Linear(3, 2)) as layout:
+        assert layout == torch.contiguous_format
