@@ -128,10 +128,11 @@ def test_the_scale_of_the_normal_does_not_matter(norm, scale):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_normal_of_zero_or_a_hyperplane_at_infinity_gives_finite_steps(norm):
     t = images(n=3, shape=(1, 1, 5)).flatten(1)
-    w = torch.tensor([[0.0] * 5, [1.0] * 5, [1e-38, 1e38, 0.0, -1e-45, 1.0]])
-    d = PROJECT[norm](t, w, torch.tensor([1.0, torch.inf, 3e38]))
+    w = torch.tensor([[0.0] * 5, [1.0] * 5, [1e-5, 1e5, 0.0, -1e-5, 1.0]])
+    d = PROJECT[norm](t, w, torch.tensor([1.0, torch.inf, torch.inf]))
     assert d.isfinite().all() and (d[0] == 0).all()
     torch.testing.assert_close(t[1] + d[1], torch.ones(5))
+    torch.testing.assert_close(t[2, :3] + d[2, :3], torch.tensor([1.0, 1.0, t[2, 2]]))
     assert (PROJECT[norm](t, w, (w * t).sum(1)) == 0).all()  # on the hyperplane already
 
 
@@ -170,8 +171,8 @@ def test_a_step_waits_for_no_device(threat):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("targeted", [False, True])
-def test_the_points_are_those_of_the_authors_code(norm, targeted):
+@pytest.mark.parametrize("targeted, alpha_max", [(False, 0.1), (True, 0.1), (True, 0.02)])
+def test_the_points_are_those_of_the_authors_code(norm, targeted, alpha_max):
     """Every point at which either asks the model, over 15 steps: nothing is broken inside so small a radius."""
     theirs = pytest.importorskip("pyautoattack.fab_pt")
     net, x = smooth(1), images(1, n=12)
@@ -184,11 +185,14 @@ def test_the_points_are_those_of_the_authors_code(norm, targeted):
         hook.remove()
         return seen
 
-    oracle = theirs.FABAttack_PT(net, norm=NAMES[norm], n_iter=15, eps=1e-4, targeted=targeted, device="cpu")
+    oracle = theirs.FABAttack_PT(
+        net, norm=NAMES[norm], n_iter=15, eps=1e-4, targeted=targeted, device="cpu", alpha_max=alpha_max
+    )
     oracle.target_class = 3
     target = net(x).argsort(1)[:, -3] if targeted else None
     expected = points(lambda: oracle.attack_single_run(x, y, is_targeted=targeted))[2 if targeted else 1 :]
-    ours = points(lambda: run_fab(Passes(net), x, y, Threat(norm, 1e-4), target=target, steps=15))
+    options = {"target": target, "steps": 15, "alpha_max": alpha_max}
+    ours = points(lambda: run_fab(Passes(net), x, y, Threat(norm, 1e-4), **options))
     assert len(ours) == len(expected) == 30
     moved = [length(b - a, norm).max() for a, b in zip(ours[:-1], ours[1:], strict=True)]
     assert max(moved) > 0.02  # far more than the tolerance
@@ -219,6 +223,18 @@ def test_on_a_linear_model_it_succeeds_from_the_distance_of_the_boundary_on(clas
             hunt = run_fab(passes, x[one], y[one], threat, target=goal, steps=30)
             assert bool(hunt.broken) is found
             assert bool(threat.contains(hunt.x_adv, x[one])) and bool(net(hunt.x_adv).argmax(1) != y[one]) is found
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_point_that_rounding_puts_outside_is_drawn_in(norm):
+    """The first step goes 1.05 times as far as the boundary of a linear model; the radius ends a hair before that."""
+    net, x = linear(), 0.4 + 0.2 * images(n=1, dtype=torch.float64)
+    y, w = net(x).argmax(1), net[1].weight[0] - net[1].weight[1]
+    distance = (net(x)[0, 0] - net(x)[0, 1]).abs() / (w.abs().sum() if norm == "linf" else w.norm())
+    threat = Threat(norm, distance.item() * 1.05 * (1 - 5e-6))
+    hunt = run_fab(Passes(net), x, y, threat, steps=1)
+    assert hunt.broken.all() and threat.contains(hunt.x_adv, x).all()
+    assert not run_fab(Passes(net), x, y, Threat(norm, threat.eps * 0.999), steps=1).broken.any()
 
 
 @pytest.mark.parametrize("norm, eps", [("linf", 0.12), ("l2", 0.6)])
@@ -326,20 +342,36 @@ def test_a_step_costs_one_gradient_and_one_query():
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("threat", [LINF, L2])
-def test_a_model_without_a_useful_gradient_breaks_nothing_and_gives_no_nan(threat, targeted):
+def test_of_a_model_without_a_gradient_every_image_stays_as_it_is(threat, targeted):
     class Flat(nn.Module):
         def forward(self, x):
             return 5 * torch.eye(3)[(x.flatten(1).sum(1) > 1e9).long()]
 
-    class Cliff(nn.Module):
-        def forward(self, x):  # the square root of zero: a gradient of NaN for the images that have a black pixel
-            return x.flatten(1)[:, :3].sqrt() * 0 + torch.tensor([2.0, 0.0, 1.0])
-
     x, y = images(n=4), torch.zeros(4, dtype=torch.long)
+    x_adv = fab(Flat(), x, y, threat, steps=3, restarts=2, target=torch.ones_like(y) if targeted else None)
+    assert torch.equal(x_adv, x)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pixels_without_a_gradient_are_left_out(norm, targeted):
+    class Cliff(nn.Module):
+        def forward(self, x):  # the root of a black pixel has no slope
+            return net(x) + 0 * x[:, 0, 0].sqrt().sum(1, keepdim=True)
+
+    net, x = linear(dtype=torch.float32), images(n=1)
     x[:, :, 0] = 0
-    for net in (Flat(), Cliff()):
-        x_adv = fab(net, x, y, threat, steps=3, restarts=2, target=torch.ones_like(y) if targeted else None)
-        assert torch.equal(x_adv, x)
+    y = net(x).argmax(1)
+    x_adv = fab(Cliff(), x, y, Threat(norm, 1.0), steps=5, target=1 - y if targeted else None)
+    assert net(x_adv).argmax(1) != y and (x_adv[:, :, 0] == 0).all() and x_adv.isfinite().all()
+
+
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_logits_that_are_not_finite_leave_the_point_finite(threat):
+    x, gap = images(n=4), torch.tensor([torch.nan, torch.inf, -torch.inf, 0.1])
+    moved = _move(_Walk(x, gap, None, x), images(1, n=4) - 0.5, gap, threat, 0.1, 1.05)
+    torch.testing.assert_close(moved[0], x[0])  # no gap is known: it stays
+    assert moved.isfinite().all() and ((moved - x)[1:].abs().flatten(1).amax(1) > 1e-3).all()
 
 
 @pytest.mark.parametrize("targeted", [False, True])

@@ -1,4 +1,4 @@
-"""Fast Adaptive Boundary attack: along the decision boundary to the point nearest to the image (Croce and Hein 2020)."""
+"""Fast Adaptive Boundary attack: along the decision boundary to the point nearest the image (Croce and Hein 2020)."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def run_fab(
 ) -> Pursuit:  # fmt: skip
     """One run of FAB, as rows that leave the batch when they, or another row of their image, are broken.
 
-    A step takes a gradient at a point and judges the next one: two forward passes and one backward. The pass that judges
-    could be the next gradient's own where the new point is still classified correctly. But steps go beyond the boundary
-    by design: on the digits 70 to 99 % of them ended misclassified, and the gradient is then needed at the point gone
-    back to. So every row takes all three passes, and no step has to wait for a device to sort the rows.
+    A step takes a gradient at a point and judges the next one: two forward passes and one backward. The one that judges
+    could serve the next gradient where the new point is still classified correctly. But steps go beyond the boundary by
+    design: on the digits 70 to 99 % of them ended misclassified, and the gradient is then needed at the point gone back
+    to. So every row takes all three passes, and no step has to wait for a device to sort the rows.
 
     Args:
         passes: through the model.
@@ -156,6 +156,11 @@ def _size(delta: Tensor, norm: str) -> Tensor:
     return delta.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
 
 
+def _finite(grad: Tensor) -> Tensor:
+    """The gradient without pixels in which it is NaN or infinite: the attack goes on with the others."""
+    return grad.nan_to_num(0.0, 0.0, 0.0)
+
+
 def _move(state: _Walk, normal: Tensor, gap: Tensor, threat: Threat, alpha_max: float, eta: float) -> Tensor:
     """The next points, before they are judged: (1 - α)(x⁽ⁱ⁾ + η δ⁽ⁱ⁾) + α (x + η δ), clipped to the box.
 
@@ -169,7 +174,7 @@ def _move(state: _Walk, normal: Tensor, gap: Tensor, threat: Threat, alpha_max: 
         threat: norm and box.
         alpha_max, eta: as of `run_fab`.
     """
-    flat, normal = state.now.flatten(1), normal.flatten(1).nan_to_num(0.0, 0.0, 0.0)
+    flat, normal = state.now.flatten(1), normal.flatten(1)
     points, gap = torch.cat([flat, state.x.flatten(1)]), gap.nan_to_num(0.0)
     gaps = torch.cat([gap, gap + (normal * (flat - points[len(flat) :])).sum(1)])
     delta = smallest_step(points, normal.repeat(2, 1), gaps, threat.norm, threat.low, threat.high)
@@ -186,7 +191,7 @@ def _boundary(passes: Passes, x: Tensor, y: Tensor, target: Tensor) -> tuple[Ten
         return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
     normal, logits, value = passes.gradient(x, difference)
-    return normal, -value, logits
+    return _finite(normal), -value, logits
 
 
 def _nearest_boundary(passes: Passes, x: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,12 +205,12 @@ def _nearest_boundary(passes: Passes, x: Tensor, y: Tensor, norm: str) -> tuple[
     for _ in range(passes.eot):
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            logits = passes._forward(leaf, passes.bf16)
+            logits = passes.forward(leaf, passes.bf16)
             others = torch.arange(logits.shape[1] - 1, device=y.device)
             others = others + (others >= y[:, None])
             graphs.append((leaf, logits.gather(1, others) - logits.gather(1, y[:, None])))
     difference, classes = graphs[-1][1].detach(), others.shape[1]
-    passes._count("gradients", len(x) * classes * passes.eot)
+    passes.count("gradients", len(x) * classes * passes.eot)
     normal, gap = torch.zeros_like(x), torch.zeros_like(difference[:, 0])
     nearest = torch.full_like(gap, torch.inf)
     for k in range(classes):
@@ -214,6 +219,7 @@ def _nearest_boundary(passes: Passes, x: Tensor, y: Tensor, norm: str) -> tuple[
             if values.requires_grad:
                 (part,) = torch.autograd.grad(values[:, k].sum(), leaf, retain_graph=k + 1 < classes, allow_unused=True)
                 total = total if part is None else total + part / passes.eot
+        total = _finite(total)
         slope = total.flatten(1).abs().sum(1) if norm == "linf" else _size(total, "l2")  # in the dual norm
         distance = difference[:, k].abs() / (slope + 1e-12)
         closer = distance < nearest

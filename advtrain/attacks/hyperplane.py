@@ -26,8 +26,8 @@ def project_linf(t: Tensor, w: Tensor, b: Tensor, low: float = 0.0, high: float 
         low, high: the box.
 
     Returns:
-        d (R, n): t + d lies on the hyperplane. Where the hyperplane does not meet the box, t + d is the point of the box
-        that comes nearest to it in the value of ⟨w, ·⟩. Pixels of zero weight stay where they are.
+        d (R, n): t + d lies on the hyperplane. Where the hyperplane does not meet the box, t + d is the point of the
+        box that comes nearest to it in the value of ⟨w, ·⟩. Pixels of zero weight stay where they are.
     """
     return smallest_step(t, w, b - (w * t).sum(1), "linf", low, high)
 
@@ -76,5 +76,5 @@ def smallest_step(t: Tensor, w: Tensor, gap: Tensor, norm: str, low: float = 0.0
     going = F.pad(rate.flip(1).cumsum(1).flip(1), (0, 1))  # (R, n + 1): the rate of the others
     corner = torch.searchsorted(given[:, 1:] + stop * going[:, 1:], missing)
     multiplier = (missing - given.gather(1, corner)) / going.gather(1, corner).clamp(min=info.tiny)
-    multiplier = multiplier.clamp(max=info.max).masked_fill(corner == t.shape[1], info.max)  # out of reach: all the way
+    multiplier = multiplier.clamp(max=info.max)  # out of reach nothing goes on: every room is used up
     return direction * torch.minimum(multiplier if norm == "linf" else multiplier * weight, room)

@@ -28,7 +28,7 @@ class Passes:
         bf16: search in bfloat16 autocast; `wrong` judges in full precision all the same.
         layout: memory format of the images in a pass; what comes back is contiguous.
         read: what turns the model's output into logits, if it returns something else.
-        tick: called with the number of images of every pass, one for a query and `backward` more for a gradient.
+        tick: called with the number of images of every pass, twice that for a gradient.
     """
 
     model: nn.Module
@@ -40,7 +40,8 @@ class Passes:
     queries: int = field(default=0, init=False)
     gradients: int = field(default=0, init=False)
 
-    def _forward(self, x: Tensor, low: bool) -> Tensor:
+    def forward(self, x: Tensor, low: bool) -> Tensor:
+        """Logits (B, K) in the type of x, not counted; in bfloat16 autocast if `low`."""
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
             logits = self.model(x.contiguous(memory_format=self.layout))
         logits = logits.to(x.dtype)
@@ -48,9 +49,9 @@ class Passes:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, K) of a query; no graph is kept."""
-        self._count("queries", len(x))
+        self.count("queries", len(x))
         with torch.no_grad():
-            return self._forward(x, self.bf16)
+            return self.forward(x, self.bf16)
 
     def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Input gradient of the summed loss (B, C, H, W), logits (B, K), and one loss value per image (B,).
@@ -60,10 +61,10 @@ class Passes:
         """
         total = None
         for _ in range(self.eot):
-            self._count("gradients", len(x))
+            self.count("gradients", len(x))
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
-                logits = self._forward(leaf, self.bf16)
+                logits = self.forward(leaf, self.bf16)
                 values = loss(logits)
                 part = None
                 if values.requires_grad:
@@ -74,11 +75,12 @@ class Passes:
 
     def wrong(self, x: Tensor, y: Tensor) -> Tensor:
         """Which images the model misclassifies, in full precision, whatever the search uses: (B,) bool."""
-        self._count("queries", len(x))
+        self.count("queries", len(x))
         with torch.no_grad():
-            return self._forward(x, False).argmax(1) != y
+            return self.forward(x, False).argmax(1) != y
 
-    def _count(self, kind: str, images: int) -> None:
+    def count(self, kind: str, images: int) -> None:
+        """Note passes of so many images: `"queries"` or `"gradients"`."""
         setattr(self, kind, getattr(self, kind) + images)
         if self.tick is not None:
             self.tick(images * (1 if kind == "queries" else 2))
