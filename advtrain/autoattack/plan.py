@@ -34,7 +34,11 @@ class Stage:
     @property
     def passes(self) -> int:
         """Roughly what an image that stands costs, in forward passes: for the progress bar."""
-        once = {"apgd": 2 * self.steps * self.eot, "fab": (3 if self.targets else 20) * self.steps, "square": self.steps}[self.kind]
+        once = {
+            "apgd": 2 * self.steps * self.eot,
+            "fab": (3 if self.targets else 20) * self.steps,
+            "square": self.steps,
+        }[self.kind]
         return once * self.restarts * max(self.targets, 1)
 
     def __str__(self) -> str:
