@@ -32,11 +32,11 @@ from .train import fit
 __version__ = version()
 
 __all__ = [
-    "PRESETS", "PROTOCOLS", "AdvtrainError", "Batch", "Budget", "Check", "Cost", "Dataset", "Defense", "PairedTest",
-    "PairedTests", "Preset", "Protocol", "Report", "Results", "Rng", "Run", "Speed", "Split", "Step", "Threat", "Trial",
-    "as_dataset", "attacking", "attacks", "budget", "build_model", "calibrate", "check_results_file", "compare", "cost",
-    "defenses", "errors", "evaluate", "experiments", "fit", "load_data", "load_model", "load_results", "load_run",
-    "measure", "preset", "reproduce", "schedules",
+    "PRESETS", "PROTOCOLS", "AdvtrainError", "AutoAttackReport", "Batch", "Budget", "Check", "Cost", "Dataset",
+    "Defense", "PairedTest", "PairedTests", "Preset", "Protocol", "Report", "Results", "Rng", "Run", "Speed", "Split",
+    "Step", "Threat", "Trial", "as_dataset", "attacking", "attacks", "autoattack", "budget", "build_model", "calibrate",
+    "check_results_file", "compare", "cost", "defenses", "errors", "evaluate", "experiments", "fit", "load_data",
+    "load_model", "load_results", "load_run", "measure", "preset", "reproduce", "schedules",
 ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from .results.table import count
 @click.option("--method", "methods", multiple=True, metavar="LABEL", help="Only this method; may be repeated.")
 @click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; may be repeated.")
 @click.option("--fresh", is_flag=True, help="Make the runs anew, also those that are in the file.")
+@click.option("--judge", is_flag=True, help="Judge every run also by AutoAttack and a diagnosis; takes long.")
 @click.option("--time-limit", type=float, metavar="MINUTES", help="Stop after so many minutes; the next call goes on.")
 @click.option("--list", "show_list", is_flag=True, help="Show what there is, or EXPERIMENT alone, and its cost.")
 @click.option("--check", "check_path", type=click.Path(path_type=Path), help="Make one run of a results file again.")
@@ -43,6 +44,7 @@ def reproduce_command(
     methods: tuple[str, ...],
     seeds: tuple[int, ...],
     fresh: bool,
+    judge: bool,
     time_limit: float | None,
     show_list: bool,
     check_path: Path | None,
@@ -52,9 +54,13 @@ def reproduce_command(
     The file is written after every run, and the same command, without --fresh, goes on where an earlier one ended. The
     status is 0 if the file then has all runs that were asked for, none of them failed; 130 after Ctrl-C; 1 otherwise.
 
+    --judge adds the columns AA (AutoAttack, standard version) and diagnose. Runs that are in the file are trained again
+    for it, and only judged if their weights come out the same; so do it where the file was made.
+
     \b
         advtrain reproduce --list
         advtrain reproduce digits
+        advtrain reproduce digits --judge
         advtrain reproduce --check runs/digits.json --method pgd
     """
     if show_list:
@@ -76,7 +82,7 @@ def reproduce_command(
         try:
             results = reproduce(
                 experiment, out=place, root=root, workers=workers, device=device, methods=methods, seeds=seeds,
-                fresh=fresh, time_limit=time_limit, tell=click.echo,
+                fresh=fresh, judge=judge, time_limit=time_limit, tell=click.echo,
             )  # fmt: skip
         except KeyboardInterrupt:
             click.echo(f"interrupted; finished runs are in {place}, and {again} from there", err=True)
@@ -87,7 +93,9 @@ def reproduce_command(
         if left := len(wanted) - len(made):
             words = "is" if left == 1 else "are"
             click.echo(f"time is up: {count(left, 'run')} {words} still to be made; {again}", err=True)
-        sys.exit(1 if left or not all(run.finished for run in made) else 0)
+        if unjudged := judge * sum(run.finished and not run.judged for run in made):
+            click.echo(f"{count(unjudged, 'run')} {'is' if unjudged == 1 else 'are'} not judged; {again}", err=True)
+        sys.exit(1 if left or unjudged or not all(run.finished for run in made) else 0)
 
 
 def describe(experiment: Experiment, root: str | None = None) -> str:
@@ -101,7 +109,8 @@ def describe(experiment: Experiment, root: str | None = None) -> str:
         return f"{head}; {error}"
     minutes = max(1, round(seconds / 60))
     duration = count(minutes, "minute") if seconds < 7200 else f"{seconds / 3600:.0f} hours"
-    return f"{head}, about {forwards:.1g} forward-equivalents of an image: {duration} on one core of this CPU"
+    words = f"{head}, about {forwards:.1g} forward-equivalents of an image: {duration} on one core of this CPU"
+    return f"{words}, without --judge"
 
 
 def estimate(experiment: Experiment, root: str | None = None) -> tuple[float, float]:

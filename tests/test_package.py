@@ -54,6 +54,7 @@ FLOORS = [
     [
         "report",
         "autoattack",
+        "diagnose",
         "monitor",
         "keeper",
         "recipe",

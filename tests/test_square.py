@@ -168,6 +168,26 @@ def test_candidates_of_any_shape_are_inside_to_the_last_bit(seed, norm, eps, cha
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_every_candidate_is_inside_and_uses_the_whole_radius(threat):
+    """Nothing outside is ever asked for. Far from the pixel box every candidate is on the sphere."""
+
+    class Looking(nn.Module):
+        def forward(self, images):
+            seen.append(images.clone())
+            return torch.stack([10 + images[:, 0, ::2].mean((1, 2)), images[:, 0, 1::2].mean((1, 2))], dim=1)
+
+    for grey in (0.5, 0.02):
+        seen, x = [], torch.full((1, 3, 8, 8), grey, dtype=torch.float64)
+        run(Looking(), x, torch.tensor([0]), threat, queries=300)
+        candidates = torch.cat(seen)
+        assert threat.contains(candidates, x).all() and len(candidates) > 100
+        if grey == 0.5:
+            change = (candidates - x).flatten(1)
+            size = change.norm(dim=1) if threat.norm == "l2" else change.abs().amin(1)
+            assert torch.allclose(size, torch.full_like(size, threat.eps), rtol=1e-5)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_an_image_fares_the_same_in_any_batch_and_in_any_order(threat):
     model, (x, _) = net(2), batch(2, n=12)
     y, index = answers(model, x), torch.arange(100, 112)

@@ -102,16 +102,18 @@ def run_square(
     streams = [rng.child("start", number) for number in index.tolist()]
     state = (_Linf if threat.norm == "linf" else _L2).begin(passes, x, y, threat, streams)
 
-    def thin() -> bool:
-        pursuit.offer(threat.project(state.best, state.x), state.found)
-        state.found = torch.zeros_like(state.found)
+    def thin(hit: Tensor) -> bool:
+        pursuit.offer(threat.project(state.best, state.x), hit)
+        state.bar = torch.maximum(state.bar, state.value)  # what is not confirmed is not offered again
         return pursuit.thin(state, now=True)
 
     for draw in draw_squares(rng, x, threat.norm, queries, p_init):
-        if draw.query % pursuit.every == 0 and bool(state.found.any()) and not thin():
-            return pursuit
+        if draw.query % pursuit.every == 0:
+            hit = state.value > state.bar
+            if bool(hit.any()) and not thin(hit):
+                return pursuit
         state.ask(passes, draw)
-    if thin():
+    if thin(state.value > state.bar):
         pursuit.x_adv[pursuit.rows] = threat.project(state.best, state.x)
     return pursuit
 
@@ -126,26 +128,29 @@ class _Search(State):
     y: Tensor
     best: Tensor
     value: Tensor
-    found: Tensor  # rows whose best image is misclassified, since the last time they were looked at
+    bar: Tensor  # a larger value is one of a misclassified image that has not been offered yet
 
     @classmethod
     def begin(cls, passes: Passes, x: Tensor, y: Tensor, threat: Threat, streams: list[Rng]) -> _Search:
         best, *own = cls.start(x, threat, streams)
         value = cw_margin(passes.logits(best), y)
-        return cls(threat, x.device.type == "cpu", x, y, best, value, value >= 0, *own)
+        bar = torch.full_like(value, -torch.finfo(value.dtype).tiny)  # a tie counts as misclassified, too
+        return cls(threat, x.device.type == "cpu", x, y, best, value, bar, *own)
 
-    def judge(self, passes: Passes, rows: Tensor, candidates: Tensor) -> Tensor:
-        """Query the candidates of these rows, keep what is better; returns the rows that may have changed."""
-        new, value = cw_margin(passes.logits(candidates), self.y[rows]), self.value[rows]
+    def judge(self, passes: Passes, rows: Tensor | None, candidates: Tensor) -> Tensor | None:
+        """Query the candidates of these rows (None: of all), keep what is better; the rows that may have changed."""
+        y, value = (self.y, self.value) if rows is None else (self.y[rows], self.value[rows])
+        new = cw_margin(passes.logits(candidates), y)
         better = new > value
-        if self.thrifty:
-            took = better.nonzero().squeeze(1)
-            rows, candidates, new, better = (t.index_select(0, took) for t in (rows, candidates, new, better))
-        else:  # all rows are there
-            new, candidates = torch.where(better, new, value), torch.where(_wide(better), candidates, self.best)
-        self.best.index_copy_(0, rows, candidates)
-        self.value.index_copy_(0, rows, new)
-        self.found.index_copy_(0, rows, self.found[rows] | (better & (new >= 0)))
+        if not self.thrifty:
+            self.best = torch.where(better.view(-1, 1, 1, 1), candidates, self.best)
+            self.value = torch.where(better, new, value)
+            return None
+        took = better.nonzero().squeeze(1)
+        rows = took if rows is None else rows[took]
+        if len(took):
+            self.best.index_copy_(0, rows, candidates.index_select(0, took))
+            self.value.index_copy_(0, rows, new[took])
         return rows
 
 
@@ -166,24 +171,29 @@ class _Linf(_Search):
         return torch.where(up.to(x.device), upper, lower), lower, upper, since
 
     def ask(self, passes: Passes, draw: Draw) -> None:
-        """One query for each row whose answer is not known."""
+        """One query for each row that does not know its answer."""
+        rows = None
+        if self.thrifty and draw.before >= 0:
+            unknown = self.since > draw.before
+            if not unknown.any():
+                return
         patch = torch.where(draw.up, self.upper[draw.window], self.lower[draw.window])
         if self.thrifty:
-            unknown = (patch != self.best[draw.window]).flatten(1).any(1) & (self.since > draw.before)
-            rows = unknown.nonzero().squeeze(1)
+            differs = (patch != self.best[draw.window]).flatten(1).any(1)
+            rows = (differs & unknown if draw.before >= 0 else differs).nonzero().squeeze(1)
             if len(rows) == 0:
                 return
             patch = patch.index_select(0, rows)
-        else:
-            rows = torch.arange(len(patch), device=patch.device)
-        candidates = self.best.index_select(0, rows)
+        candidates = self.best.clone() if rows is None else self.best.index_select(0, rows)
         candidates[draw.window] = patch
-        self.since[self.judge(passes, rows, candidates)] = draw.query
+        rows = self.judge(passes, rows, candidates)
+        if rows is not None:
+            self.since[rows] = draw.query
 
 
 @dataclass
 class _L2(_Search):
-    energy: Tensor  # (R, 1, 1, 1): squared length of the best change
+    slack: Tensor  # (R, 1, 1, 1): what each channel of the best change may add to its squared length
     patterns: dict[int, Tensor] = field(default_factory=dict)
 
     @staticmethod
@@ -200,7 +210,7 @@ class _L2(_Search):
         over, down = width % side, height % side
         change = F.pad(change, (over // 2, over - over // 2, down // 2, down - down // 2))
         best = threat.into_box(x + change * (_radius(threat) / _energy(change, (1, 2, 3)).sqrt()))
-        return best, _energy(best - x, (1, 2, 3))
+        return best, _slack(best - x, threat)
 
     def ask(self, passes: Passes, draw: Draw) -> None:
         """One query for each row.
@@ -219,19 +229,21 @@ class _L2(_Search):
         candidates[draw.window] = here
         freed = freed + _energy(candidates[draw.other] - there, (2, 3))  # what the squares share counts once
         candidates[draw.other] = there
-        budget = freed + (_radius(self.threat) ** 2 - self.energy).clamp(min=0) / here.shape[1]
-        patch = patch * (budget / _energy(patch, (2, 3)).clamp(min=1e-24)).sqrt()
+        patch = patch * ((freed + self.slack) / _energy(patch, (2, 3)).clamp(min=1e-24)).sqrt()
         candidates[draw.window] = self.threat.into_box(here + patch)
-        rows = self.judge(passes, torch.arange(len(here), device=here.device), candidates)
-        self.energy.index_copy_(0, rows, _energy(self.best[rows] - self.x[rows], (1, 2, 3)))
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
+        rows = self.judge(passes, None, candidates)
+        if rows is None:
+            self.slack = _slack(self.best - self.x, self.threat)
+        elif len(rows):
+            self.slack[rows] = _slack(self.best[rows] - self.x[rows], self.threat)
 
 
 def _energy(change: Tensor, dims: tuple[int, ...]) -> Tensor:
     return change.square().sum(dims, keepdim=True)
+
+
+def _slack(change: Tensor, threat: Threat) -> Tensor:
+    return (_radius(threat) ** 2 - _energy(change, (1, 2, 3))).clamp(min=0) / change.shape[1]
 
 
 def _radius(threat: Threat) -> float:

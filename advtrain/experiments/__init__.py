@@ -29,7 +29,7 @@ has these parts; `val`, options, `[fit]`, `[judge]` and `[[compare]]` may be lef
     [[compare]]                 # differences paired by seed
     a = "pgd"
     b = "pgd-2"
-    metric = "pgd"              # or "clean", "fgsm"
+    metric = "pgd"              # or "clean", "fgsm", and, shown where the runs were judged by it, "autoattack"
     why = "Do more steps help?"
 
 `"none"` stands for None. With `base = "other"` a file takes over all of another: its own keys replace those of the

@@ -105,6 +105,7 @@ def check_results_file(
     differing = [key for key in PLACE if here[key] != there.get(key)]
     noted = [key for key in NOTED if _commit(here[key]) != _commit(there.get(key))]
     agrees, words = _compare(results, trial, again, differing, noted)
+    words += "; what AutoAttack found of it was not made again" if trial.judged else ""
     return Check(trial, again, not differing, agrees, words, len(finished))
 
 

@@ -17,7 +17,7 @@ from ..files import check_writable
 from ..models import build_model
 from ..recipe import compiled, find_device
 from ..results import Results, Trial
-from ..results.read import in_order
+from ..results.read import in_order, with_judgement
 from ..results.table import count
 from .checks import place
 from .read import load
@@ -38,6 +38,7 @@ def reproduce(
     seeds: Iterable[int] = (),
     fresh: bool = False,
     time_limit: float | None = None,
+    judge: bool = False,
     tell: Callable[[str], Any] = lambda text: None,
 ) -> Results:
     """Make all runs of an experiment, and the file with their results.
@@ -59,6 +60,9 @@ def reproduce(
         fresh: make the runs anew. The file as it was is kept beside it, and to go on after an interruption say False.
         time_limit: stop after so many minutes; runs not finished by then are left to the next call. Without worker
             processes it is looked at between runs.
+        judge: judge each run also by AutoAttack, standard version, and by `advtrain.diagnose`, on the same images. A
+            finished run of the file is trained again for it and keeps everything else; the weights must come out the
+            same, so do it where the file was made. Judged runs are skipped.
         tell: called with a line of text after each run.
 
     Returns:
@@ -84,37 +88,49 @@ def reproduce(
     check_writable(out.parent, holding="", overwrite=True)
 
     results = open_results(experiment, out, fresh, plans, tell)
-    done = {run.key for run in results.runs if run.finished}
+    done = {run.key: run for run in results.runs if run.finished and (run.judged or not judge)}
     plans = [plan for plan in plans if plan.key not in done]
     if done:
-        tell(f"{count(len(done), 'run')} {'is' if len(done) == 1 else 'are'} in {out} already")
+        tell(f"{count(len(done), 'run')} {'is' if len(done) == 1 else 'are'} in {out} already{' and judged' * judge}")
+    unjudged = {run.key: run.made.get("weights", "") for run in results.runs if run.finished and not run.judged}
     if not plans:
         return results
     wanted = {plan.key for plan in experiment.plan()}
-    call = call_provenance(_command(experiment, methods, seeds, fresh), found, workers)
-    tasks = [(plan.config, root, str(found)) for plan in plans]
+    call = call_provenance(_command(experiment, methods, seeds, fresh, judge), found, workers)
+    tasks = [(plan.config, root, str(found), judge, unjudged.get(plan.key)) for plan in plans]
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
+    mine = None
     with contextlib.closing(made_trials(tasks, min(workers, len(tasks)), deadline)) as made:
         for done, (number, value) in enumerate(made, 1):
             plan = plans[number]
-            if done == 1:
+            judgement = value.pop("judgement", value.get("message"))
+            before = next((run for run in results.runs if run.key == plan.key and run.finished), None)
+            keeps = plan.key in unjudged and before is not None
+            if keeps and isinstance(judgement, str):
+                tell(f"[{done}/{len(plans)}] {plan.method}, seed {plan.seed}: not judged: {judgement}")
+                continue
+            if mine is None:
                 results.provenance.append(call)
                 mine = len(results.provenance) - 1  # calls of other processes come behind it
             call["end"] = now()
-            trial = Trial(plan.method, plan.seed, plan.config, **value, call=mine)
+            trial = before if keeps else Trial(plan.method, plan.seed, plan.config, **value, call=mine)
+            if isinstance(judgement, tuple):
+                row, opinion = judgement
+                trial = with_judgement(trial, row, {**opinion, "call": mine})
             others = [run for run in results.runs if (run.method, run.seed) != (plan.method, plan.seed)]
             results.runs = in_order(results.experiment, [*others, trial])
             save_results(results, out, wanted)
-            tell(f"[{done}/{len(plans)}] {_line(trial)}")
+            words = f"; not judged: {judgement}" if judge and trial.finished and not trial.judged else ""
+            tell(f"[{done}/{len(plans)}] {_line(trial)}{words}")
     return results
 
 
-def _command(experiment: Experiment, methods: Iterable[str], seeds: Iterable[int], fresh: bool) -> str:
+def _command(experiment: Experiment, methods: Iterable[str], seeds: Iterable[int], fresh: bool, judge: bool) -> str:
     """What to type to make the same runs again, whatever started this call and wherever its files are."""
     words = ["advtrain", "reproduce", experiment.name]
     words += [word for method in methods for word in ("--method", method)]
     words += [word for seed in seeds for word in ("--seed", str(seed))]
-    return shlex.join(words + ["--fresh"] * fresh)
+    return shlex.join(words + ["--fresh"] * fresh + ["--judge"] * judge)
 
 
 def made_trials(tasks: list[tuple[Any, ...]], workers: int, deadline: float | None) -> Iterator[tuple[int, Any]]:
@@ -149,4 +165,5 @@ def _line(trial: Trial) -> str:
     if not trial.finished:
         return f"{head}failed: {trial.message}"
     figures = ", ".join(f"{name} {trial[name]:.1%}" for name in trial.rows)
-    return f"{head}{figures} ({sum(trial.seconds.values()):.0f} s)"
+    verdict = f", diagnosed as {trial.judged['diagnose']['verdict']}" if trial.judged else ""
+    return f"{head}{figures}{verdict} ({sum(trial.seconds.values()) + trial.judged.get('seconds', 0):.0f} s)"

@@ -30,42 +30,64 @@ from ..results.trial import six_digits
 from ..runs import Run, provenance
 from ..threat import Threat
 from ..train import fit
+from .judging import as_entry, second_opinion
 
 LONGEST = 100
 """Epochs in a history; of longer trainings about so many are kept."""
 
 
-def make_trial(config: dict[str, Any], root: str | None, device: str) -> dict[str, Any]:
+def make_trial(
+    config: dict[str, Any], root: str | None, device: str, judge: bool = False, weights: str | None = None
+) -> dict[str, Any]:
     """Train, judge and describe one run; an error is described, too.
 
     Args:
         config: of a `Plan`.
         root: the data folder.
         device: where to train.
+        judge: judge it by AutoAttack and a diagnosis besides.
+        weights: SHA-256 of the weights of a run that is described already: make them again, only to `judge` them.
 
     Returns:
-        The fields of a `Trial` that the run decides.
+        The fields of a `Trial` that the run decides. With `judge` also `judgement`: a row of AutoAttack and the content
+        of `Trial.judged`, or the reason why there is none.
     """
     try:
         with one_thread(device):
-            found = _make(config, root, device)
+            found = _make(config, root, device, judge) if weights is None else _again(config, root, device, weights)
     except (Exception, SystemExit) as error:  # whatever it is, the other runs go on
         found = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
     return {**found, "date": now()}
 
 
-def _make(config: dict[str, Any], root: str | None, device: str) -> dict[str, Any]:
-    seed, options, judge = config["seed"], config["fit"], config["judge"]
+def _train(config: dict[str, Any], root: str | None, device: str) -> Run:
     data = data_of(config, root)
     defense = from_config(config["defense"])
-    model = build_model(**config["model"], data=data, seed=seed)
-    forwards = _forwards(json.dumps(config["defense"]), json.dumps(config["model"]), json.dumps(config["data"]), root)
-    started, busy = time.perf_counter(), time.process_time()
+    model = build_model(**config["model"], data=data, seed=config["seed"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdvtrainWarning)  # they are in the notes
-        run = fit(model, defense, data, **options, seed=seed, device=device, progress=False)
+        run = fit(model, defense, data, **config["fit"], seed=config["seed"], device=device, progress=False)
     if run.status == "interrupted":
         raise KeyboardInterrupt
+    return run
+
+
+def _again(config: dict[str, Any], root: str | None, device: str, weights: str) -> dict[str, Any]:
+    """The judgement of a run that was made before, by weights that are made again."""
+    if not weights:
+        return {"judgement": "the file is too early to name the weights of its runs: make the run anew"}
+    run = _train(config, root, device)
+    if digest_of_weights(run.model) != weights:
+        return {"judgement": "training gives other weights here than the file has: judge it where it was made"}
+    return {"judgement": second_opinion(run.model, judged(run.data, config["judge"]), config)}
+
+
+def _make(config: dict[str, Any], root: str | None, device: str, more: bool = False) -> dict[str, Any]:
+    seed, options, judge = config["seed"], config["fit"], config["judge"]
+    data = data_of(config, root)
+    forwards = _forwards(json.dumps(config["defense"]), json.dumps(config["model"]), json.dumps(config["data"]), root)
+    started, busy = time.perf_counter(), time.process_time()
+    run = _train(config, root, device)
     trained, busy = time.perf_counter(), time.process_time() - busy
     report = evaluate(
         run.model, judged(data, judge), Threat(**judge["threat"]), protocol=Protocol(**judge["protocol"]),
@@ -73,11 +95,8 @@ def _make(config: dict[str, Any], root: str | None, device: str) -> dict[str, An
     )  # fmt: skip
     judging = time.perf_counter() - trained
     seconds = {"train": round(trained - started, 2), "cpu": round(busy, 2), "judge": round(judging, 2)}
-    return {
-        "rows": {
-            row.name: {"correct": row.correct, "total": row.total, "details": row.details, "verdicts": row.digest}
-            for row in report.rows
-        },
+    found = {
+        "rows": {row.name: as_entry(row) for row in report.rows},
         "notes": run.notes, "history": columns(run), "logs": own_logs(run), "best_epoch": run.best_epoch,
         "made": {
             "data": _digest_of_loaded(config["data"]["name"], config["data"]["val"], seed, root),
@@ -87,6 +106,7 @@ def _make(config: dict[str, Any], root: str | None, device: str) -> dict[str, An
         "seconds": seconds, "forwards": six_digits(forwards),
         "forwards_total": round(forwards * options["epochs"] * len(data.train)),
     }  # fmt: skip
+    return {**found, "judgement": second_opinion(run.model, judged(data, judge), config)} if more else found
 
 
 def digest_of_data(data: Dataset) -> str:

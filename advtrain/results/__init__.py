@@ -3,10 +3,15 @@
 `load_results` reads files that `advtrain reproduce` wrote. They hold every run, and where it came from.
 """
 
-from .paired import Difference, t_quantile
+from .compare import compare
+from .paired import Difference, t_p_value, t_quantile
 from .read import load_results
 from .results import Results
+from .significance import PairedTest, PairedTests, holm, mcnemar, sign_flip
 from .table import Summary
 from .trial import Trial
 
-__all__ = ["Difference", "Results", "Summary", "Trial", "load_results", "t_quantile"]
+__all__ = [
+    "Difference", "PairedTest", "PairedTests", "Results", "Summary", "Trial", "compare", "holm", "load_results",
+    "mcnemar", "sign_flip", "t_p_value", "t_quantile",
+]  # fmt: skip

@@ -12,7 +12,7 @@ from ..evaluate import Protocol
 from ..files import digest_of
 from ..threat import Threat
 from .configs import config_of, fill_config, fill_experiment, readable
-from .paired import METRICS
+from .paired import ALWAYS
 
 FILE = {"format": int, "experiment": dict, "digest": str, "provenance": list, "runs": list}
 EXPERIMENT = {
@@ -25,6 +25,8 @@ RUN = {
     "forwards_total": int, "date": str, "call": int,
 }  # fmt: skip
 ROW = {"correct": int, "total": int, "details": str, "verdicts": str}
+JUDGED = {"autoattack": dict, "diagnose": dict, "seconds": float, "call": int}
+DIAGNOSIS = {"verdict": str, "causes": list}
 PROVENANCE = {"command": str, "start": str, "end": str, "device": str, "versions": dict}
 MAY_BE_NONE = ("forwards", "forwards_total")
 MAY_BE_MISSING = ("made", "cpu")  # in the earliest files
@@ -144,6 +146,7 @@ def _run(run: dict[str, Any], where: str, calls: int) -> None:
     _claim(len(lengths) <= 1 and -1 not in lengths, f"{where}: history", "is not columns of one length")
     figures = [figure for column in columns.values() for figure in column] + list(run["logs"].values())
     _claim(all(figure is None or _is(figure, float) for figure in figures), f"{where}: history", "has a wrong figure")
+    _claim(run["status"] == "finished" or "judged" not in run, where, "failed and was judged all the same")
     if run["status"] == "failed":
         _claim(bool(run["message"]), where, "failed without a message")
         return
@@ -155,9 +158,26 @@ def _run(run: dict[str, Any], where: str, calls: int) -> None:
     for key in ("data", "weights"):
         made = run.get("made", {}).get(key, "0" * 64)
         _claim(_is(made, str) and SHA256.fullmatch(made) is not None, f"{where}: made", f"has no SHA-256 of the {key}")
-    _keys(run["rows"], dict.fromkeys(METRICS, dict), f"{where}: rows")
+    _keys(run["rows"], dict.fromkeys(ALWAYS, dict), f"{where}: rows")
     for name, row in run["rows"].items():
         _keys(row, ROW, f"{where}: {name}")
         _claim(0 <= row["correct"] <= row["total"] > 0, f"{where}: {name}", "has counts that cannot be")
         _claim(SHA256.fullmatch(row["verdicts"]) is not None, f"{where}: {name}", "has verdicts that are no SHA-256")
     _claim(len({row["total"] for row in run["rows"].values()}) == 1, f"{where}: rows", "are of different images")
+    if "judged" in run:
+        _judged(run, where, calls)
+
+
+def _judged(run: dict[str, Any], where: str, calls: int) -> None:
+    """What AutoAttack and a diagnosis added to a run."""
+    judged = run["judged"]
+    _keys(judged, JUDGED, f"{where}: judged")
+    _claim(0 <= judged["call"] < calls, f"{where}: judged", f"has call {judged['call']}, and there are {calls}")
+    _claim(judged["seconds"] >= 0, f"{where}: judged", "took negative seconds")
+    _claim("autoattack" in run["rows"], where, "was judged by AutoAttack and has no row of it")
+    found = judged["diagnose"]
+    _keys(found, DIAGNOSIS, f"{where}: diagnose")
+    words = [found["verdict"], *found["causes"], *judged["autoattack"].get("warnings", [])]
+    _claim(
+        all(_is(word, str) and readable(word, True) for word in words), f"{where}: judged", "has words that are none"
+    )

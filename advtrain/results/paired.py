@@ -7,8 +7,17 @@ from dataclasses import dataclass
 
 from ..errors import ArgumentError, at_least, bad
 
-METRICS = ("clean", "fgsm", "pgd")
-"""What an experiment can compare methods by: accuracy on clean images, under FGSM, and under PGD."""
+ALWAYS = ("clean", "fgsm", "pgd")
+"""The rows that every finished run has: accuracy on clean images, under FGSM, and under PGD."""
+
+METRICS = (*ALWAYS, "autoattack")
+"""What an experiment can compare methods by: accuracy on clean images, under FGSM, under PGD, and, where the runs were
+judged by it, under AutoAttack."""
+
+WORDS = {
+    "clean": "clean accuracy", "fgsm": "accuracy under FGSM", "pgd": "accuracy under PGD",
+    "autoattack": "accuracy under AutoAttack",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,11 @@ class Difference:
         return self.mean - half, self.mean + half
 
     @property
+    def what(self) -> str:
+        """The metric in words."""
+        return WORDS.get(self.metric, f"accuracy under {self.metric}")
+
+    @property
     def constant(self) -> bool:
         """Whether the difference is the same at every seed."""
         return max(self.values) - min(self.values) < 1e-9
@@ -64,20 +78,22 @@ class Difference:
         above, below, equal = self.signs
         signs = f"above at {above}, below at {below}" + (f", equal at {equal}" if equal else "")
         seeds = "1 seed" if len(self.values) == 1 else f"{len(self.values)} seeds"
-        each = f"each {', '.join(map(_points, self.values))}"
+        each = f"each {', '.join(map(points, self.values))}"
         ends = ""
         if self.interval is not None:
-            ends = f", 95% interval {_points(self.interval[0])} to {_points(self.interval[1])}"
+            ends = f", 95% interval {points(self.interval[0])} to {points(self.interval[1])}"
         elif len(self.values) > 1:
             each = "the same at every seed"
-        metric = {"clean": "clean accuracy", "fgsm": "accuracy under FGSM", "pgd": "accuracy under PGD"}
-        what = metric.get(self.metric, f"accuracy under {self.metric}")
-        text = f"{self.a} minus {self.b}, {what}: {_points(self.mean)} points{ends} ({seeds}: {signs}; {each})"
+        text = f"{self.a} minus {self.b}, {self.what}: {points(self.mean)} points{ends} ({seeds}: {signs}; {each})"
         return f"{self.why} {text}".strip()
 
 
-def _points(value: float) -> str:
-    """In percentage points; never minus zero."""
+def points(value: float) -> str:
+    """A difference of accuracies in percentage points; never minus zero.
+
+    Args:
+        value: in [-1, 1].
+    """
     return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
@@ -119,6 +135,23 @@ def t_quantile(p: float, df: int) -> float:
             break
         low, high = (middle, high) if _inside(middle, df) < 2 * p - 1 else (low, middle)
     return math.sqrt(df) * math.tan((low + high) / 2)
+
+
+def t_p_value(t: float, df: int) -> float:
+    """Two-sided p-value of Student's t: P(|T| ≥ |t|), to about 1e-15.
+
+    >>> round(t_p_value(2.7764, 4), 4)
+    0.05
+
+    Args:
+        t: the statistic.
+        df: degrees of freedom, at least 1.
+
+    Raises:
+        ArgumentError: fewer degrees of freedom.
+    """
+    at_least("df", df, 1)
+    return min(1.0, max(0.0, 1 - _inside(math.atan(abs(t) / math.sqrt(df)), df)))
 
 
 def _inside(theta: float, df: int) -> float:

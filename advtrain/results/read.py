@@ -80,10 +80,25 @@ def take_over(results: Results, other: Results, wanted: Callable[[Trial], bool])
     there = {(run.method, run.seed): run for run in results.runs}
     for run in filter(wanted, other.runs):
         mine = there.get((run.method, run.seed))
-        if mine is None or (run.finished and not mine.finished):
-            call = _place(results.provenance, other.provenance[run.call])
-            there[run.method, run.seed] = replace(run, call=call)
+        new = mine is None or (run.finished and not mine.finished)
+        if new:
+            mine = replace(run, call=_place(results.provenance, other.provenance[run.call]))
+        if run.judged and (new or not mine.judged) and _outcome(run) == _outcome(mine):
+            call = _place(results.provenance, other.provenance[run.judged["call"]])
+            mine = with_judgement(mine, run.rows["autoattack"], {**run.judged, "call": call})
+        there[run.method, run.seed] = mine
     results.runs = in_order(results.experiment, there.values())
+
+
+def with_judgement(run: Trial, row: dict[str, Any], judged: dict[str, Any]) -> Trial:
+    """A finished run with what AutoAttack and a diagnosis say of it; the run given stays as it is.
+
+    Args:
+        run: as it was.
+        row: of AutoAttack, as in `Trial.rows`.
+        judged: see `Trial.judged`.
+    """
+    return replace(run, rows={**run.rows, "autoattack": row}, more={**run.more, "judged": judged})
 
 
 def in_order(experiment: dict[str, Any], runs: Any) -> list[Trial]:
@@ -104,7 +119,9 @@ def _place(calls: list[dict[str, Any]], call: dict[str, Any]) -> int:
 
 def drop_unused_calls(results: Results) -> None:
     """Leave out calls of which no run is left."""
-    calls = sorted({run.call for run in results.runs})
+    calls = sorted({call for run in results.runs for call in (run.call, run.judged.get("call", run.call))})
     results.provenance = [results.provenance[call] for call in calls]
     for run in results.runs:
         run.call = calls.index(run.call)
+        if run.judged:
+            run.more = {**run.more, "judged": {**run.judged, "call": calls.index(run.judged["call"])}}

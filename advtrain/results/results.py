@@ -76,12 +76,13 @@ class Results:
 
         Returns:
             `method`; `seeds` that finished and runs that `failed`; `clean`, `fgsm`, `pgd` as a `Summary` over seeds
-            (None without a finished run); `masked`: at how many seeds PGD takes most of what FGSM leaves; `logs`: means
-            over seeds of the defense's own figures in the last epoch; `forwards`, the forward-equivalents of a
-            mini-batch; `cost` of the whole training, in units of the method with the defense `standard`, or, without
-            one, in forward-equivalents per training image; and `seconds` of training: of the processor if all runs were
-            made on CPUs, else on the clock, None where a method's runs were made on different devices. The last three
-            are means over seeds.
+            (None without a finished run); `masked`: at how many seeds PGD takes most of what FGSM leaves; `autoattack`
+            as a `Summary` over the seeds that were judged by it (None without one) and `diagnose`, at how many of these
+            each verdict was given; `logs`: means over seeds of the defense's own figures in the last epoch; `forwards`,
+            the forward-equivalents of a mini-batch; `cost` of the whole training, in units of the method with the
+            defense `standard`, or, without one, in forward-equivalents per training image; and `seconds` of training:
+            of the processor if all runs were made on CPUs, else on the clock, None where a method's runs were made on
+            different devices. The last three are means over seeds.
         """
         return table_rows(self)
 
@@ -90,7 +91,8 @@ class Results:
 
         Args:
             a, b: labels of methods.
-            metric: `"clean"`, `"fgsm"` or `"pgd"`, or another row that both have: the accuracy compared, in [0, 1].
+            metric: `"clean"`, `"fgsm"`, `"pgd"`, `"autoattack"`, or another row that both have: the accuracy compared,
+                in [0, 1].
             why: the question that it answers.
 
         Raises:

@@ -63,6 +63,10 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
         row["failed"] = sum(run.method == method for run in results.failed)
         row |= {name: summarize([run[name] for run in runs]) for name in ("clean", "fgsm", "pgd")}
         row["masked"] = sum(run.masked for run in runs)
+        judged = [run for run in runs if run.judged]
+        row["autoattack"] = summarize([run["autoattack"] for run in judged])
+        verdicts = [run.judged["diagnose"]["verdict"] for run in judged]
+        row["diagnose"] = {word: verdicts.count(word) for word in dict.fromkeys(verdicts)}
         logged = dict.fromkeys(key for run in runs for key in run.logs)
         row["logs"] = {key: _mean([run.logs.get(key) for run in runs]) for key in logged}
         row["forwards"] = _mean([run.forwards for run in runs])
@@ -110,15 +114,17 @@ def _cells(results: Results) -> list[list[str]]:
     rows = table_rows(results)
     protocol = results.experiment["judge"]["protocol"]
     pgd = f"PGD-{protocol['steps']}-{protocol['restarts']}"
-    # Two columns that are empty in most experiments stand only where they say something.
+    # Columns that are empty in most experiments stand only where they say something.
     implicit = any(row["logs"].get("implicit_share") is not None for row in rows)
     failed = any(row["failed"] for row in rows)
-    head = ["method", "clean", "FGSM", pgd, *["implicit share"] * implicit, "forwards", "cost"]
-    head += ["CPU s" if _on_cpus(results) else "seconds", "seeds"]
+    judged = any(row["diagnose"] for row in rows)
+    head = ["method", "clean", "FGSM", pgd, *["AA", "diagnose"] * judged, *["implicit share"] * implicit]
+    head += ["forwards", "cost", "CPU s" if _on_cpus(results) else "seconds", "seeds"]
     table = [head + ["failed"] * failed]
     for row in rows:
         cells = [row["method"], *(_percent(row[name]) for name in ("clean", "fgsm", "pgd"))]
         cells[3] += f" {MASKED}" if row["masked"] else ""
+        cells += _verdicts(row) * judged
         cells += [_figure(row["logs"].get("implicit_share"), ".2g")] * implicit
         cells += [_figure(row["forwards"], ".1f"), _figure(row["cost"], ",.0f" if _unit(results) is None else ".1f")]
         cells += [_figure(row["seconds"], ".1f"), str(row["seeds"])]
@@ -136,6 +142,14 @@ def _percent(value: Summary | None) -> str:
     return f"{100 * value.mean:.1f}" + ("" if value.std is None else f" ± {100 * value.std:.1f}")
 
 
+def _verdicts(row: dict[str, Any]) -> list[str]:
+    """The cells of AutoAttack and of the diagnosis, with how many seeds they are of if not of all."""
+    judged = sum(row["diagnose"].values())
+    some = "" if judged in (0, row["seeds"]) else f" ({judged} of {row['seeds']})"
+    words = [word if n == row["seeds"] else f"{word} {n}" for word, n in row["diagnose"].items()]
+    return [f"{_percent(row['autoattack'])}{some}", ", ".join(words) or "–"]
+
+
 def _caption(results: Results) -> str:
     """What was judged, on what, and what the columns mean."""
     e = results.experiment
@@ -149,6 +163,8 @@ def _caption(results: Results) -> str:
         f"{where}; {limit}{e['judge']['split']} split. Accuracies in %, mean ± standard deviation over seeds; "
         f"forwards: forward-equivalents per mini-batch; cost: of all training, {cost}; {seconds} of training, mean"
     ]
+    if any(run.judged for run in results.runs):
+        lines[0] += "; AA: AutoAttack, standard version; diagnose: the first cause of at.diagnose, at how many seeds"
     if any(difference.interval for difference in results.comparisons):
         lines.append(
             "Intervals: 95% each, over seeds only (the randomness of training), not corrected for how many there are"

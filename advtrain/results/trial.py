@@ -21,8 +21,9 @@ class Trial:
         config: everything that makes the run what it is.
         status: `"finished"` or `"failed"`.
         message: why it failed.
-        rows: by name, `"clean"`, `"fgsm"`, `"pgd"`: `correct` of `total` images, `details` of the attack, and
-            `verdicts`: SHA-256 of one bit for each image, whether it was classified correctly; see `Row.digest`.
+        rows: by name, `"clean"`, `"fgsm"`, `"pgd"`, and of a `judged` run `"autoattack"`: `correct` of `total` images,
+            `details` of the attack, and `verdicts`: SHA-256 of one bit for each image, whether it was classified
+            correctly; see `Row.digest`.
         notes: what the training loop noted, such as catastrophic overfitting.
         history: a list for each of `epoch`, `loss`, `accuracy` and so on, see `Run.history`; six significant digits,
             and of longer trainings about a hundred epochs, evenly spaced, with the last.
@@ -61,7 +62,7 @@ class Trial:
         return self.row(name).accuracy
 
     def row(self, name: str) -> Row:
-        """The counts on clean images or under an attack, with their interval: `"clean"`, `"fgsm"`, `"pgd"`."""
+        """The counts on clean images or under an attack, with their interval; `name` is that of one of the `rows`."""
         one_of("name", name, self.rows)
         found = self.rows[name]
         return Row(name, found["correct"], found["total"], found["details"])
@@ -80,6 +81,16 @@ class Trial:
     def finished(self) -> bool:
         """Whether there is something to judge it by."""
         return self.status == "finished"
+
+    @property
+    def judged(self) -> dict[str, Any]:
+        """What `reproduce(..., judge=True)` added, empty without it: beside the row `"autoattack"`.
+
+        `autoattack`: how many images were `left` after each of its attacks, and its `warnings` if there were any;
+        `diagnose`: why the robustness is not what it seems, all `causes`, and as `verdict` the first of them, or
+        `"no flag"`; `seconds` of both, and the `call` that made them, an entry of the file's provenance.
+        """
+        return self.more.get("judged", {})
 
     @property
     def masked(self) -> bool:

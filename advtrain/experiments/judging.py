@@ -1,0 +1,55 @@
+"""Judging a trained network by more than PGD: AutoAttack, and a diagnosis of whether its robustness is real."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+from torch import nn
+
+from ..autoattack import autoattack
+from ..data import Split
+from ..errors import AdvtrainWarning
+from ..report import Row
+from ..threat import Threat
+
+Judgement = tuple[dict[str, Any], dict[str, Any]]
+"""The row of AutoAttack, and the content of `Trial.judged` without its call."""
+
+
+def as_entry(row: Row) -> dict[str, Any]:
+    """A row as a results file holds it."""
+    return {"correct": row.correct, "total": row.total, "details": row.details, "verdicts": row.digest}
+
+
+def second_opinion(model: nn.Module, split: Split, config: dict[str, Any]) -> Judgement | str:
+    """What AutoAttack (standard) and the diagnosis say of a network; in words why they cannot, if they fail.
+
+    Args:
+        model: trained.
+        split: the images that it is judged by.
+        config: of the run, whose threat, batch size and seed are used.
+    """
+    try:
+        return _judge(model, split, config)
+    except Exception as error:  # the run itself is good: it must not be lost
+        return f"{type(error).__name__}: {error}"
+
+
+def _judge(model: nn.Module, split: Split, config: dict[str, Any]) -> Judgement:
+    from ..diagnose import diagnose
+
+    threat, seed, started = Threat(**config["judge"]["threat"]), config["seed"], time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AdvtrainWarning)  # they are in the report
+        report = autoattack(
+            model, split.x, split.y, threat, batch_size=config["judge"]["batch_size"], seed=seed, progress=False
+        )
+        diagnosis = diagnose(model, split, threat, seed=seed, progress=False)
+    attacks: dict[str, Any] = {"left": {name: report.row(name).correct for name in report.attacks}}
+    if report.warnings:
+        attacks["warnings"] = list(report.warnings)
+    verdict = {"verdict": diagnosis.causes[0] if diagnosis.flagged else "no flag", "causes": list(diagnosis.causes)}
+    seconds = round(time.perf_counter() - started, 1)
+    return as_entry(report.row("autoattack")), {"autoattack": attacks, "diagnose": verdict, "seconds": seconds}
