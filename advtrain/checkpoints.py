@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .errors import ArgumentError, FileError, bad, one_of
+from .errors import AdvtrainWarning, ArgumentError, FileError, bad, one_of
 
 NOT_WEIGHTS = {
     b"<": "it looks like a web page: the download has failed",
@@ -152,12 +152,18 @@ def _state_dicts(value: Any, path: str = "", depth: int = DEPTH) -> Iterator[tup
     """The state_dicts in a checkpoint and the keys that lead to them: "" to the checkpoint itself."""
     if not isinstance(value, Mapping) or not value or not all(isinstance(key, str) for key in value):
         return
-    if all(isinstance(item, Tensor) for item in value.values()):
-        if any(item.is_floating_point() for item in value.values()):
-            yield path, value
+    tensors = {key: item for key, item in value.items() if isinstance(item, Tensor) or not _is_extra(key)}
+    if tensors and all(isinstance(item, Tensor) for item in tensors.values()):
+        if any(item.is_floating_point() or item.is_complex() for item in tensors.values()):
+            yield path, tensors
     elif depth:
         for key, item in value.items():
             yield from _state_dicts(item, f"{path}.{key}" if path else key, depth - 1)
+
+
+def _is_extra(key: str) -> bool:
+    """Whether an entry is what a module's `get_extra_state` returned, which may be anything."""
+    return key.rpartition(".")[2] == "_extra_state"
 
 
 def fit_weights(model: nn.Module, state: Mapping[str, Tensor], name: str = "weights") -> None:
@@ -165,7 +171,8 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], name: str = "weig
 
     Prefixes that wrappers put in front (`module.` of DataParallel, `_orig_mod.` of torch.compile, `model.` of training
     frameworks) are added or dropped where one is common to all names. Every parameter and buffer must be there, no
-    other, and in its shape. Numbers are converted to the network's own type, but no integers to parameters.
+    other, and in its shape. Numbers are converted to the network's own type, but no integers to parameters, and no
+    complex numbers to real ones. Of what modules keep beside tensors (`get_extra_state`) nothing is asked.
 
     Args:
         model: the network; after an error it may hold a part of the weights.
@@ -174,17 +181,30 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], name: str = "weig
 
     Raises:
         ArgumentError: the weights are another network's; the message says how they differ.
+
+    Warns:
+        AdvtrainWarning: the network's modules keep more than tensors, and the weights do not bring it.
     """
     own = model.state_dict()
-    state = _renamed(state, own)
-    cut = [key for key in own if key in state and own[key].is_floating_point() and not state[key].is_floating_point()]
-    if cut:
+    state = {key: item for key, item in _renamed(state, own).items() if key in own or not _is_extra(key)}
+    if left := [key for key in own if _is_extra(key) and key not in state]:
+        text = f"{name} does not bring {_some(left)}, what modules of the model keep beside tensors: it stays as it is"
+        warnings.warn(text, AdvtrainWarning, stacklevel=2)
+    own = {key: item for key, item in own.items() if not _is_extra(key)}
+    both = [key for key in own if key in state]
+    if cut := [key for key in both if _rank(own[key]) and not _rank(state[key])]:
         raise ArgumentError(
             f"{name} holds integers ({state[cut[0]].dtype}) for {_some(cut)}: quantised weights are no longer the "
             "network's; give those from before"
         )
+    if cut := [key for key in both if _rank(state[key]) > max(1, _rank(own[key]))]:
+        raise ArgumentError(
+            f"{name} holds complex numbers ({state[cut[0]].dtype}) for {_some(cut)}, of which a real network would "
+            "lose a half: they are another network's"
+        )
     try:
         missing, unexpected = map(sorted, model.load_state_dict(state, strict=False))  # not strict: the message is ours
+        missing = [key for key in missing if not _is_extra(key)]
     except Exception as error:  # of sizes that differ, or out of the network's own hooks
         wrong = [key for key in own if key in state and _shape(own[key]) not in (None, _shape(state[key]))]
         if not wrong:
@@ -201,6 +221,11 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], name: str = "weig
             f"{name} does not fit the model: of its {len(own)} tensors {' and '.join(parts)}: "
             f"{_reason(own, state, missing, unexpected)}"
         )
+
+
+def _rank(tensor: Tensor) -> int:
+    """0 of integers, 1 of real numbers, 2 of complex ones."""
+    return 2 if tensor.is_complex() else int(tensor.is_floating_point())
 
 
 def _some(keys: list[str]) -> str:

@@ -22,7 +22,7 @@ from .autoattack import VERSIONS, autoattack
 from .data import Dataset, Split, load_data
 from .dataset import pixel_bytes
 from .errors import ArgumentError
-from .evaluate import PROTOCOLS, evaluate
+from .evaluate import PROTOCOLS, check_subject, evaluate
 from .factories import without_folder
 from .files import check_writable, write_json
 from .foreign import open_model
@@ -200,6 +200,14 @@ def verdict(report: Report, protocol: Any, source: dict[str, Any]) -> dict[str, 
     return {**report.to_dict(), "protocol": protocol, **source}
 
 
+def _check_distinct(*files: tuple[str, Any]) -> None:
+    """Refuse one file under two options, of which the second would be written over the first."""
+    named: dict[str, str] = {}
+    for option, path in files:
+        if path and (other := named.setdefault(os.path.normcase(os.path.realpath(path)), option)) != option:
+            raise click.UsageError(f"{other} and {option} name the same file, {path}: give each its own")
+
+
 @click.command("evaluate", short_help="Judge a run, or any model: clean, FGSM, PGD-50-10, AutoAttack.")
 @with_subject
 @click.option(
@@ -209,13 +217,16 @@ def verdict(report: Report, protocol: Any, source: dict[str, Any]) -> dict[str, 
 @click.option("--restarts", type=int, help="PGD restarts instead of the protocol's.")
 @click.option("--step-size", type=Radius(), help="PGD step size in pixel units instead of the protocol's.")
 @click.option("--autoattack", "version", type=click.Choice(list(VERSIONS)), help="Judge by AutoAttack as well.")
-@click.option("--state", metavar="FILE", help="What AutoAttack has done; the same command goes on from there.")
+@click.option("--state", metavar="FILE", help="What AutoAttack has done: the same command goes on from there, and repeats FGSM and PGD.")
 @click.option("--examples", metavar="FILE.npy", help="Where to keep AutoAttack's adversarial examples.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--bf16", is_flag=True, help="AutoAttack searches in bfloat16: faster on a GPU, and not the standard.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Images at once: 512 unless given; AutoAttack finds its own then."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the report as JSON.")
 def evaluate_command(
-    subject: Subject, protocol: str, version: str | None, state: str | None, examples: str | None, batch_size: int,
-    out: Path | None, **changes: Any,
+    subject: Subject, protocol: str, version: str | None, state: str | None, examples: str | None, bf16: bool,
+    batch_size: int | None, out: Path | None, **changes: Any,
 ) -> None:  # fmt: skip
     """Judge a model: accuracy on clean images, under FGSM, PGD-50-10, and AutoAttack if asked, with 95% intervals.
 
@@ -228,25 +239,29 @@ def evaluate_command(
             --weights resnet18.pt --mean 0.49,0.48,0.45 --std 0.25,0.24,0.26 --data cifar10 --eps 8/255
         advtrain evaluate runs/fast-at --autoattack standard --state runs/fast-at.aa
     """
-    if version is None and (state or examples):
-        raise click.UsageError("--state and --examples belong to AutoAttack: add --autoattack standard")
+    if version is None and (state or examples or bf16):
+        raise click.UsageError("--state, --examples and --bf16 belong to AutoAttack: add --autoattack standard")
+    _check_distinct(
+        ("--state", state), ("--examples", examples), ("--examples", examples and f"{examples}.partial"), ("--out", out)
+    )
     if out:
         check_writable(out.parent, holding=out.name, overwrite=True)
     given = {name: value for name, value in changes.items() if value is not None}
     chosen = dataclasses.replace(PROTOCOLS[protocol], **given)
-    report = evaluate(
-        subject.model, subject.split, subject.threat, protocol=chosen, batch_size=batch_size, seed=subject.seed
-    )
-    found = {}
-    if version is not None:
-        images = subject.split
-        by_autoattack = autoattack(
-            subject.model, images.x, images.y, subject.threat, version, seed=subject.seed, state=state,
-            examples=examples,
+    model, images, threat, seed = subject.model, subject.split, subject.threat, subject.seed
+    size, found, judged = batch_size or 512, {}, None
+    if version is not None:  # first of all, for its files may be refused
+        check_subject(model, images, threat, size)
+        judged = autoattack(
+            model, images.x, images.y, threat, version, batch_size=batch_size, seed=seed, state=state,
+            examples=examples, bf16=bf16,
         )  # fmt: skip
-        report.rows.append(by_autoattack.rows[-1])
-        found = {"autoattack": by_autoattack.to_dict()}
-        click.echo(by_autoattack)
+        found = {"autoattack": {**judged.to_dict(), "bf16": bf16}}
+        click.echo(judged)
+    report = evaluate(model, images, threat, protocol=chosen, batch_size=size, seed=seed)
+    if judged is not None:
+        report.rows.append(judged.rows[-1])
+        report.warnings += judged.warnings
     click.echo(subject.title)
     click.echo(report)
     if subject.classes and report.row("clean").interval[0] <= 1 / subject.classes:

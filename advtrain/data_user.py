@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,13 @@ def _images(x: Any, name: str) -> Tensor:
         if x.dtype.kind not in "uif" or (x.dtype.kind in "ui" and x.dtype != np.uint8):
             hint = "" if x.dtype.kind not in "ui" else "x.astype(np.uint8) if they are 0..255"
             bad(f"{name} x.dtype", str(x.dtype), "uint8 (0..255) or floating ([0, 1])", hint, kind=DataError)
-        return torch.from_numpy(x if x.dtype.isnative and x.flags.writeable else x.astype(x.dtype.newbyteorder("=")))
+        x = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+        with warnings.catch_warnings():  # a file that is mapped may be larger than the memory, and nobody writes to it
+            warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+            try:
+                return torch.from_numpy(x)
+            except ValueError:  # steps backwards, which tensors do not know
+                return torch.from_numpy(x.copy())
     return x
 
 

@@ -59,8 +59,10 @@ class Split:
         return Split(self.x.to(device), self.y.to(device))
 
     def images(self, index: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Pixels as floats in [0, 1], all of them or those at `index`."""
-        return as_float(self.x if index is None else self.x[index], dtype)
+        """Pixels as floats in [0, 1], all of them or those at `index`, in memory of their own."""
+        pixels = self.x if index is None else self.x[index]
+        floats = as_float(pixels, dtype)
+        return floats.clone() if floats is pixels else floats  # a model may write to its input, nobody to the data
 
     def __repr__(self) -> str:
         n, *shape = self.x.shape

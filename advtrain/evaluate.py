@@ -125,6 +125,21 @@ def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
         )
 
 
+def check_subject(model: nn.Module, split: Split, threat: Threat, batch_size: int) -> None:
+    """Refuse what `evaluate` cannot judge. Costs one gradient of a batch.
+
+    Args:
+        model, threat, batch_size: as in `evaluate`.
+        split: the images.
+    """
+    at_least("batch_size", batch_size, 1)
+    check_threat(threat)
+    device, dtype = place(model)
+    check_model(model, split[:2].to(device).images(dtype=dtype), int(split.y.max()) + 1)
+    check_box(split.x, threat)
+    check_gradient(model, split[:batch_size].to(device), dtype)
+
+
 def evaluate(
     model: nn.Module,
     data: Any,
@@ -157,19 +172,17 @@ def evaluate(
 
     Raises:
         ArgumentError, DataError, ModelError: see `advtrain.errors`.
+
+    Warns:
+        AdvtrainWarning: AutoAttack's doubts, such as gradients that vanish; `report.warnings` keeps them.
     """
     if not isinstance(protocol, Protocol):
         one_of("protocol", protocol, PROTOCOLS)
         protocol = PROTOCOLS[protocol]
     if autoattack is not None:
         one_of("autoattack", autoattack, VERSIONS)
-    at_least("batch_size", batch_size, 1)
-    check_threat(threat)
     split = as_split(data)
-    device, dtype = place(model)
-    check_model(model, split[:2].to(device).images(dtype=dtype), int(split.y.max()) + 1)
-    check_box(split.x, threat)
-    check_gradient(model, split[:batch_size].to(device), dtype)
+    check_subject(model, split, threat, batch_size)
 
     def fgsm(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         return attacks.fgsm(model, x, y, threat, check=False)
@@ -190,4 +203,5 @@ def evaluate(
     if autoattack is not None:
         verdict = judge(model, split.x, split.y, threat, autoattack, seed=seed, progress=progress)
         report.rows.append(verdict.rows[-1])
+        report.warnings += verdict.warnings
     return report

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import AdvtrainError, ArgumentError, FileError, ModelError, bad
@@ -45,7 +46,7 @@ def make(model: Any, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]
             near = difflib.get_close_matches(model, MODELS, n=1, cutoff=0.5)
             bad("model", model, f"{FORMS}, or one of {', '.join(MODELS)}", f"did you mean {near[0]!r}?" if near else "")
         folder = Path(place).parent if place.endswith(".py") else None
-    with _importable(folder):
+    with _importable(folder), _settings_kept():
         if isinstance(model, str):
             module = _import(place)
             code = _code(module, place)
@@ -117,6 +118,17 @@ def _importable(folder: Path | None) -> Iterator[None]:
         if folder is not None:
             with contextlib.suppress(ValueError):
                 sys.path.remove(entry)
+
+
+@contextlib.contextmanager
+def _settings_kept() -> Iterator[None]:
+    """What a factory sets for the whole process, PyTorch's default type and whether gradients are taken, ends here."""
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
 
 
 def _attribute(module: Any, attribute: str, name: str) -> Any:

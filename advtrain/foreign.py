@@ -148,6 +148,9 @@ class Adapted(nn.Module):
         out = self.network(x)
         if self.pick is None:
             return out
+        if isinstance(out, Tensor):  # of which a number would pick an image
+            hint = f"it is one of shape {tuple(out.shape)}: leave out pick"
+            bad("pick", self.pick, "in the Tensor that the model returns", hint, kind=ModelError)
         by_key = isinstance(self.pick, int) or isinstance(out, Mapping)
         try:
             return out[self.pick] if by_key else getattr(out, self.pick)

@@ -165,7 +165,8 @@ def channels_last(model: nn.Module) -> Iterator[torch.memory_format]:
     The values are the same, the sums may be rounded differently. On leaving every parameter has its own memory back. A
     model without convolutions stays as it is.
     """
-    weights = [p for p in model.parameters() if p.ndim == 4 and p.layout == torch.strided]
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    weights = [layer.weight for layer in layers if isinstance(layer.weight, nn.Parameter)]
     kept = [weight.data for weight in weights]
     try:
         for weight in weights:

@@ -68,10 +68,12 @@ class Report:
     Args:
         threat: what the attacker was allowed.
         rows: one `Row` for the clean images, and one for each attack.
+        warnings: what speaks against trusting the figures, such as vanishing gradients that AutoAttack met; by name.
     """
 
     threat: Threat
     rows: list[Row] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list, kw_only=True)
 
     def __getitem__(self, name: str) -> float:
         return self.row(name).accuracy
@@ -83,17 +85,20 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """What the figures mean, one sentence each."""
-        return interpret({row.name: row for row in self.rows})
+        """What the figures mean, one sentence each, the warnings first."""
+        words = interpret({row.name: row for row in self.rows}, warned=bool(self.warnings))
+        return [f"Warning: {text}" for text in self.warnings] + words
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; `Report.from_dict` reads them."""
-        return {"threat": asdict(self.threat), "rows": [row.to_dict() for row in self.rows], "notes": self.notes}
+        rows = [row.to_dict() for row in self.rows]
+        return {"threat": asdict(self.threat), "rows": rows, "warnings": list(self.warnings), "notes": self.notes}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Report:
-        """The report that `to_dict` wrote."""
-        return cls(Threat(**value["threat"]), [Row(**row) for row in value["rows"]])
+        """The report that `to_dict` wrote; older files know no warnings."""
+        rows = [Row(**row) for row in value["rows"]]
+        return cls(Threat(**value["threat"]), rows, warnings=list(value.get("warnings", [])))
 
     def _cells(self) -> list[tuple[str, str, str, str]]:
         return [
@@ -119,11 +124,15 @@ class Report:
         return f'<table class="table">{head}{"".join(rows)}</table>{notes}'
 
 
-def interpret(rows: dict[str, Row]) -> list[str]:
+def interpret(rows: dict[str, Row], *, warned: bool = False) -> list[str]:
     """Words for a set of accuracies: what FGSM and PGD together say about gradient masking.
 
     The measure is the share that PGD takes from what FGSM leaves correct. An honest model loses some of it, the more
     the larger ε is; where PGD takes most of a sizeable FGSM accuracy, the single step has been fooled.
+
+    Args:
+        rows: by name.
+        warned: whether AutoAttack gave warnings: then nothing is called robust here.
     """
     if not {"fgsm", "pgd"} <= rows.keys():
         return []
@@ -138,12 +147,14 @@ def interpret(rows: dict[str, Row]) -> list[str]:
     elif pgd.accuracy < (1 - CURVED) * fgsm.accuracy:
         words = f"Curved: {figures}. The loss is far from linear within ε: judge by PGD or stronger, never by FGSM."
     else:
-        words = f"No sign of gradient masking: {figures}. That does not rule it out."
+        words = f"No sign of gradient masking{' in FGSM and PGD' * warned}: {figures}. That does not rule it out."
     judged = rows.get("autoattack")
     if judged is None:
         return [words, "An upper bound: other attacks may break more images. Robust is what survives AutoAttack."]
     if judged.accuracy < pgd.accuracy - FLATTERED:
         return [words, f"PGD flatters: of its {pgd.accuracy:.1%} AutoAttack leaves {judged.accuracy:.1%}."]
+    if warned:
+        return [words, f"AutoAttack leaves {judged.accuracy:.1%}: heed its warnings before you call that robust."]
     return [words, f"Robust under AutoAttack: {judged.accuracy:.1%}. An attack made for the model may do more."]
 
 

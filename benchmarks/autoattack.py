@@ -3,7 +3,7 @@
     python benchmarks/autoattack.py --store FOLDER --root DATA [--models NAME ...] [--images 1000] [--out FILE]
 
 Trains small networks by several methods, once: they are kept in `--store` as run folders. Then both judge each network
-on the same images with the same batch size: AutoAttack as its authors publish it (`pip install pyautoattack`), with the
+on the same images, each with its own default of the batch size: AutoAttack as its authors publish it (`pip install pyautoattack`), with the
 network as a user has it, and ours. Every judgement has a process of its own, so that neither profits from what the
 other left behind (the allocator's thresholds, caches), and they take turns in going first. Both have `--threads`
 threads.
@@ -143,7 +143,7 @@ def by_us(model: nn.Module, x: Tensor, y: Tensor, subject: Subject, options: arg
     with mock.patch.object(Judge, "stage", timed), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         report = at.autoattack(
-            model, x, y, subject.threat, options.version, batch_size=options.own_batch_size or options.batch_size,
+            model, x, y, subject.threat, options.version, batch_size=options.own_batch_size,
             seed=options.seed, progress=False,
         )  # fmt: skip
     spent = clock.total()
@@ -274,8 +274,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NAME",
                         help=f"of {', '.join(SUBJECTS)}; all by default")  # fmt: skip
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=250, help="of both; 250 is the authors' default")
-    parser.add_argument("--own-batch-size", type=int, help="of ours alone")
+    parser.add_argument("--batch-size", type=int, default=250, help="of theirs; 250 is the default there")
+    parser.add_argument("--own-batch-size", type=int, help="of ours; found from the memory by default")
     parser.add_argument("--version", choices=("standard", "plus"), default="standard")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from advtrain import Rng, Threat
-from advtrain.attacks import apgd, cross_entropy, cw_margin
+from advtrain.attacks import apgd, cross_entropy, cw_margin, fab
 from advtrain.attacks.apgd import run_apgd, sphere_start
 from advtrain.attacks.losses import objective
 from advtrain.attacks.pursuit import Passes
@@ -118,7 +118,7 @@ def test_restarts_go_on_where_the_first_run_failed():
 
 
 def test_starts_belong_to_the_image_and_not_to_the_batch():
-    net, x = smooth(dtype=torch.float64), images(n=12, dtype=torch.float64)
+    x = images(n=12, dtype=torch.float64)
     start = sphere_start(x, LINF, Rng(7), torch.arange(12))
     part = sphere_start(x[5:9], LINF, Rng(7), torch.arange(5, 9))
     assert torch.equal(start[5:9], part)
@@ -173,11 +173,26 @@ def test_a_gradient_averaged_over_passes_breaks_a_model_that_answers_at_random()
 def test_a_zero_gradient_leaves_the_image_at_its_start():
     class Flat(nn.Module):
         def forward(self, x):
-            return 5 * torch.eye(3)[(x.flatten(1).sum(1) > 1e9).long()]
+            return 5 * torch.eye(3)[torch.zeros(len(x)).long()] + 0 * x.flatten(1).sum(1, keepdim=True)
 
     x = images(n=4)
     x_adv = apgd(Flat(), x, torch.zeros(4, dtype=torch.long), LINF, steps=3)
     assert torch.equal(x_adv, sphere_start(x, LINF, Rng(0).child("restart", 0), torch.arange(4)))
+
+
+@pytest.mark.parametrize("attack", [apgd, fab])
+def test_a_graph_that_is_cut_is_an_error_and_no_robustness(attack):
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = smooth()
+
+        def forward(self, x):
+            return self.net(x.detach())
+
+    x = images()
+    with pytest.raises(ModelError, match="no gradient with respect to its images"):
+        attack(Cut(), x, torch.arange(16) % 10, LINF)
 
 
 @pytest.mark.parametrize(

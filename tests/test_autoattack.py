@@ -1,4 +1,4 @@
-"""AutoAttack: exact where theory gives the answer, never weaker than the authors' code, and able to go on after a kill."""
+"""AutoAttack: exact where theory gives the answer, honest about doubts, and able to go on after a kill."""
 
 import dataclasses
 import json
@@ -163,7 +163,8 @@ def test_the_versions_are_those_of_the_authors():
 def test_the_published_numbers_of_steps_and_queries():
     from advtrain.autoattack import plan
 
-    assert {(s.kind, s.steps) for s in (plan.APGD_CE, plan.APGD_DLR, plan.APGD_T, plan.FAB, plan.FAB_T, plan.SQUARE)} == {
+    stages = plan.APGD_CE, plan.APGD_DLR, plan.APGD_T, plan.FAB, plan.FAB_T, plan.SQUARE
+    assert {(stage.kind, stage.steps) for stage in stages} == {
         ("apgd", 100), ("fab", 100), ("square", 5000),
     }  # fmt: skip
 
@@ -193,19 +194,24 @@ def test_versions_are_labelled(version):
 
 
 class Noisy(nn.Module):
-    """Adds noise to its input at every pass, from a stream of its own."""
+    """Adds noise to its input at every pass, from the global stream."""
 
     def __init__(self, model, size=0.05):
         super().__init__()
-        self.model, self.size, self.stream = model, size, torch.Generator().manual_seed(0)
+        self.model, self.size = model, size
 
     def forward(self, x):
-        return self.model(x + self.size * torch.randn(x.shape, generator=self.stream, dtype=x.dtype))
+        return self.model(x + self.size * torch.randn_like(x))
 
 
 def test_version_rand_averages_gradients_over_twenty_passes():
     model, x, y = problem(10)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
     report = autoattack(Noisy(model), x, y, Threat("linf", 0.02), "rand")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert torch.equal(report.broken_by, autoattack(Noisy(model), x, y, Threat("linf", 0.02), "rand").broken_by)
     assert report.rows[-1].name == "autoattack-rand" and not report.warnings
     assert report.passes["gradients"] >= 20 * 21 * int((report.broken_by != 0).sum()) / 4
 
@@ -213,12 +219,15 @@ def test_version_rand_averages_gradients_over_twenty_passes():
 # --- warnings -------------------------------------------------------------------------------------------------------
 
 
-def expect(words, model, x, y, threat=LINF, version="standard"):
+def expect(words, model, x, y, threat=LINF, version="standard", **options):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        report = autoattack(model, x, y, threat, version)
+        report = autoattack(model, x, y, threat, version, **options)
     assert all(entry.category is AdvtrainWarning for entry in seen)
-    assert [str(entry.message) for entry in seen] == report.warnings and any(words in text for text in report.warnings)
+    assert [str(entry.message) for entry in seen] == report.warnings and {entry.filename for entry in seen} == {
+        __file__
+    }
+    assert any(words in text for text in report.warnings)
     assert f"Warning: {report.warnings[0]}" in str(report)
     return report
 
@@ -275,7 +284,7 @@ def test_a_graph_that_is_cut_is_judged_by_square():
     assert report["square"] < report["fab-t"]
 
 
-@pytest.mark.parametrize("how", ["grad", "backward", "buffer"])
+@pytest.mark.parametrize("how", ["grad", "backward", "buffer", "parameters"])
 def test_it_warns_of_a_model_that_adapts_while_it_answers(how):
     class Adapting(nn.Module):
         def __init__(self, model):
@@ -290,7 +299,9 @@ def test_it_warns_of_a_model_that_adapts_while_it_answers(how):
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
                 value = self.model(leaf).logsumexp(1).sum()
-                if how == "grad":
+                if how == "parameters":
+                    torch.autograd.grad(value, [*self.model.parameters()])
+                elif how == "grad":
                     torch.autograd.grad(value, leaf)
                 else:
                     value.backward(inputs=[leaf])
@@ -304,15 +315,20 @@ def test_it_warns_of_a_model_that_adapts_while_it_answers(how):
 # --- memory, files, resuming ----------------------------------------------------------------------------------------
 
 
-def test_it_goes_on_with_half_the_rows_when_memory_runs_out():
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["gpu", "cpu"],
+)
+def test_it_goes_on_with_half_the_rows_when_memory_runs_out(error):
     class Small(nn.Module):
         def __init__(self, model):
             super().__init__()
             self.model = model
 
         def forward(self, x):
-            if len(x) > 10 and torch.is_grad_enabled():
-                raise torch.OutOfMemoryError("out of memory")
+            if len(x) > 10:
+                raise error
             return self.model(x)
 
     model, x, y = problem(40)
@@ -326,9 +342,11 @@ def test_rows_fit_the_memory(monkeypatch):
 
     model, x, _ = problem()
     each = memory.bytes_per_image(model, x)
-    assert each > x[0].numel() * 8 * 10 and memory.rows_that_fit(model, x) == memory.MOST["cpu"]
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 20.5 * each / memory.SHARE)
-    assert memory.rows_that_fit(model, x) == 20
+    assert each > x[0].numel() * 8 * 10 and abs(memory.rows_that_fit(model, x) / (memory.CACHE / each) - 1) < 0.05
+    monkeypatch.setattr(memory, "CACHE", 1)
+    assert memory.rows_that_fit(model, x) == memory.LEAST
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 20 * each / memory.SHARE)
+    assert memory.rows_that_fit(model, x) in (19, 20, 21)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1.0)
     assert memory.rows_that_fit(model, x) == 1
 
@@ -384,7 +402,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
     with pytest.raises(FileError, match="is gone, and the state file counts on it"):
         autoattack(counted, x, y, LINF, **files)
     assert torch.equal(first.broken_by, again.broken_by) and counted.passes < 40 < spent
-    assert first.passes == again.passes or again.passes["gradients"] == first.passes["gradients"]
+    assert again.passes["gradients"] == first.passes["gradients"]
 
 
 KILLED = """
@@ -427,6 +445,7 @@ def test_a_killed_process_leaves_a_state_that_the_next_one_goes_on_from(tmp_path
         ({"version": "fast"}, "version"),
         ({"x": images(24, 9)}, "images"),
         ({"model": net(7)}, "model"),
+        ({"examples": True}, "examples"),
     ],
 )
 def test_a_state_of_another_evaluation_is_refused_by_name(tmp_path, change, name):
@@ -436,6 +455,80 @@ def test_a_state_of_another_evaluation_is_refused_by_name(tmp_path, change, name
     with pytest.raises(FileError, match=f"state of another evaluation: {name}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         autoattack(**{**given, **change})
+
+
+def interrupted(tmp_path, **options):
+    """A state file with part of the work in it."""
+    model, x, y = problem(40)
+    stopped = Stopped(model, 120)
+    options = {"batch_size": 8, "state": tmp_path / "aa.state", **options}
+    with pytest.raises(KeyboardInterrupt):
+        autoattack(stopped, x, y, Threat("linf", 0.03), **options)
+    stopped.after = 10**9
+    return stopped, x, y, options
+
+
+def test_examples_in_memory_cannot_be_resumed(tmp_path):
+    model, x, y, options = interrupted(tmp_path, examples=True)
+    with pytest.raises(FileError, match="name a file"):
+        autoattack(model, x, y, Threat("linf", 0.03), **options)
+
+
+def test_a_file_of_other_examples_is_not_taken_for_the_right_one(tmp_path):
+    model, x, y, options = interrupted(tmp_path, examples=tmp_path / "adv.npy")
+    other = numpy.lib.format.open_memmap(tmp_path / "adv.npy.partial", mode="r+")
+    other[:] = 0.5
+    del other
+    with pytest.raises(FileError, match="does not hold the examples"):
+        autoattack(model, x, y, Threat("linf", 0.03), **options)
+
+
+def test_an_example_that_was_written_before_a_kill_and_not_counted_is_taken_back(tmp_path):
+    model, x, y, options = interrupted(tmp_path, examples=tmp_path / "adv.npy")
+    written = numpy.lib.format.open_memmap(tmp_path / "adv.npy.partial", mode="r+")
+    written[0] = 0.25  # misclassified before any attack
+    del written
+    report = autoattack(model, x, y, Threat("linf", 0.03), **options)
+    stands = (report.broken_by <= 0).numpy()
+    assert numpy.array_equal(numpy.asarray(report.x_adv)[stands], x.numpy()[stands])
+
+
+def test_an_error_while_an_example_is_written_loses_work_and_no_truth(tmp_path, monkeypatch):
+    from advtrain.autoattack.examples import Examples
+
+    model, x, y = problem(40)
+    whole = autoattack(model, x, y, Threat("linf", 0.03), batch_size=8, examples=True)
+    write, calls = Examples.__setitem__, []
+
+    def fails(self, index, x_adv):
+        calls.append(len(index))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        write(self, index, x_adv)
+
+    files = {"state": tmp_path / "aa.state", "examples": tmp_path / "adv.npy"}
+    monkeypatch.setattr(Examples, "__setitem__", fails)
+    with pytest.raises(KeyboardInterrupt):
+        autoattack(model, x, y, Threat("linf", 0.03), batch_size=8, **files)
+    report = autoattack(model, x, y, Threat("linf", 0.03), batch_size=8, **files)
+    assert torch.equal(report.broken_by, whole.broken_by)
+    assert numpy.array_equal(numpy.asarray(report.x_adv), whole.x_adv.numpy())
+
+
+def test_warnings_are_given_again_when_resumed_and_the_gain_of_square_is_not_forgotten(tmp_path):
+    model, x, y = problem(40)
+    rounded = Rounded(model)
+    stopped = Stopped(rounded, 10**9)
+    whole = expect("Square, which sees no gradient", stopped, x, y, batch_size=8)
+    spent, stopped.passes = stopped.passes, 0
+    stopped.after = spent - 30
+    state = {"state": tmp_path / "aa.state", "batch_size": 8}
+    with pytest.raises(KeyboardInterrupt), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        autoattack(stopped, x, y, LINF, **state)
+    stopped.after = 10**9
+    again = expect("Square, which sees no gradient", stopped, x, y, **state)
+    assert sorted(again.warnings) == sorted(whole.warnings) and torch.equal(again.broken_by, whole.broken_by)
 
 
 def test_damaged_and_unwritable_files_are_named(tmp_path):
@@ -457,6 +550,11 @@ def test_damaged_and_unwritable_files_are_named(tmp_path):
         autoattack(model, x, y, LINF, state=tmp_path / "file" / "aa.state")
     with pytest.raises(FileError, match="cannot keep adversarial examples"):
         autoattack(model, x, y, LINF, examples=tmp_path / "file" / "adv.npy")
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(FileError, match="is a folder"):
+        autoattack(model, x, y, LINF, examples=tmp_path / "folder.npy")
+    with pytest.raises(ArgumentError, match="another file than the state"):
+        autoattack(model, x, y, LINF, examples=tmp_path / "same.npy", state=tmp_path / "same.npy")
 
 
 # --- precision, progress, input -------------------------------------------------------------------------------------
@@ -503,11 +601,14 @@ def test_the_bar_ends_where_it_said(monkeypatch):
         def set_description(self, text):
             totals.append(self.total)
 
-    totals = []
+        def refresh(self):
+            ends.append((self.n, self.total))
+
+    totals, ends = [], []
     monkeypatch.setattr(room, "progress_bar", lambda *_, **__: Bar())
     model, x, y = problem(30)
     autoattack(model, x, y, Threat("linf", 0.03), batch_size=5)
-    assert totals[-1] < totals[0] and len(totals) > 8
+    assert totals[-1] < totals[0] and len(totals) > 8 and ends[-1][0] == ends[-1][1] > 1000
 
 
 @pytest.mark.parametrize("kind", ["uint8", "numpy", "float32 model"])
@@ -536,6 +637,13 @@ def test_images_of_other_kinds(kind):
         ({"threat": 0.1}, ArgumentError, "Threat"),
         ({"version": "Standard"}, ArgumentError, "did you mean 'standard'"),
         ({"batch_size": 0}, ArgumentError, "batch_size=0"),
+        ({"seed": 1.5}, ArgumentError, "seed=1.5"),
+        ({"seed": -1}, ArgumentError, "seed=-1"),
+        ({"bf16": "no"}, ArgumentError, "bf16='no'"),
+        ({"state": True}, ArgumentError, "state=True"),
+        ({"examples": 1}, ArgumentError, "examples=1"),
+        ({"examples": "adv"}, ArgumentError, r"ends in \.npy"),
+        ({"model": lambda x: x}, ArgumentError, "model"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 1)).double(), "y": torch.zeros(24, dtype=torch.long)},
          ModelError, "1 logit"),
     ],
@@ -544,6 +652,85 @@ def test_bad_input_is_refused(change, error, message):
     model, x, y = problem(24)
     with pytest.raises(error, match=message):
         autoattack(**{"model": model, "x": x, "y": y, "threat": LINF, **change})
+
+
+class Viewing(nn.Module):
+    """Reshapes with `view`, as many published networks do: another layout than its own makes it fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 6, 3, padding=1).double(), nn.Conv2d(6, 6, 3, padding=1).double()
+        self.last = nn.Linear(216, 5).double()
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).relu()).relu().view(-1, 216))
+
+
+def test_a_network_that_reshapes_with_view_is_judged():
+    torch.manual_seed(0)
+    model, x = Viewing(), images(20)
+    y = model(x).argmax(1)
+    report = autoattack(model, x, y, Threat("linf", 0.02))
+    strided = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(report.robust, autoattack(model, strided, y, Threat("linf", 0.02)).robust)
+
+
+@pytest.mark.parametrize("how", [torch.no_grad, torch.inference_mode])
+def test_what_the_caller_has_switched_off_does_not_make_a_model_robust(how):
+    model, x, y = problem(20)
+    plain = autoattack(model, x, y, Threat("linf", 0.05), "fast")
+    with how():
+        assert torch.equal(plain.robust, autoattack(model, x, y, Threat("linf", 0.05), "fast").robust)
+    assert plain.robust_accuracy < plain.clean_accuracy
+
+
+def test_a_model_that_works_in_place_is_refused_and_the_images_stay():
+    class InPlace(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.sub_(0.5))
+
+    model, x, y = problem(12)
+    before = x.clone()
+    with pytest.raises(ModelError, match="change the images in place"):
+        autoattack(InPlace(model), x, y, LINF)
+    assert torch.equal(x, before)
+
+
+def test_zero_gradients_are_counted_in_every_batch():
+    class Partly(nn.Sequential):
+        def forward(self, x):
+            flat = (x.flatten(1)[:, :1] > 0.5).to(x.dtype).view(-1, 1, 1, 1)
+            return super().forward(x * (1 - flat) + x.detach() * flat)
+
+    model, x, y = problem(40)
+    x = x[x.flatten(1)[:, 0].argsort()]
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    blind = int((x.flatten(1)[:, 0] > 0.5).sum())
+    for size in (4, 64):
+        report = expect("exactly zero", Partly(model), x, y, Threat("linf", 1e-4), batch_size=size)
+        assert any(f"for {blind} of 40 images" in text for text in report.warnings)
+
+
+def test_a_single_image_of_a_model_with_softmax_is_judged_with_the_warning():
+    model, x, y = problem(12)
+    expect("probabilities", nn.Sequential(model, nn.Softmax(1)), x[1:2], y[1:2], Threat("linf", 0.01))
+
+
+def test_extra_state_and_nan_buffers_are_no_change():
+    class Extra(nn.Sequential):
+        def __init__(self, *layers):
+            super().__init__(*layers)
+            self.register_buffer("unset", torch.tensor(float("nan")), persistent=False)
+
+        def get_extra_state(self):
+            return {"version": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    model, x, y = problem(12)
+    assert autoattack(Extra(model), x, y, LINF).warnings == []
 
 
 def test_images_that_are_wrong_before_any_attack_meet_none():

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import advtrain as at
+from advtrain import cli_judge
 from advtrain.cli import main, run
 from advtrain.cli_judge import NETWORK, _names, with_subject
 
@@ -229,3 +230,83 @@ def test_autoattack_can_be_asked_for_kept_and_resumed(finished, tmp_path, capsys
     assert invoke(*asked, "fast", *files).exit_code == 0
     assert "another evaluation: version" in fail(capsys, *asked, "standard", *files)
     assert "add --autoattack" in invoke("evaluate", finished, *files).output
+
+
+AA = ("--limit", "12", "--steps", "1", "--restarts", "1", "--eps", "0.5", "--autoattack", "fast")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the command asks of AutoAttack and of `evaluate`, in that order."""
+    found = []
+    for name in ("autoattack", "evaluate"):
+        function = getattr(cli_judge, name)
+
+        def noted(*arguments, name=name, function=function, **options):
+            found.append((name, options))
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(cli_judge, name, noted)
+    return found
+
+
+@pytest.mark.parametrize(("given", "asked"), [((), None), (("--batch-size", "5"), 5), (("--batch-size", "512"), 512)])
+def test_autoattack_finds_its_batch_size_unless_one_is_given(finished, calls, given, asked):
+    assert invoke("evaluate", finished, *AA, *given).exit_code == 0
+    (_, judged), (_, rest) = calls
+    assert judged["batch_size"] == asked and rest["batch_size"] == (asked or 512) and judged["bf16"] is False
+
+
+def test_autoattack_can_search_in_bfloat16_and_the_report_says_so(finished, calls, tmp_path):
+    assert invoke("evaluate", finished, *AA, "--bf16", "--out", tmp_path / "report.json").exit_code == 0
+    assert calls[0][1]["bf16"] is True
+    assert json.loads((tmp_path / "report.json").read_text())["autoattack"]["bf16"] is True
+    assert "add --autoattack" in invoke("evaluate", finished, "--bf16").output
+
+
+def test_files_of_autoattack_are_refused_before_any_other_work(finished, tmp_path, capsys, calls):
+    (tmp_path / "other.state").write_text("no state")
+    (tmp_path / "file").write_text("no folder")
+    for option, path in (("--state", tmp_path / "other.state"), ("--examples", tmp_path / "file" / "adv.npy")):
+        assert path.name in fail(capsys, "evaluate", finished, *AA, option, path)
+    assert [name for name, _ in calls] == ["autoattack", "autoattack"]
+
+
+def test_what_evaluate_refuses_is_refused_before_autoattack(folder, capsys, calls):
+    (folder / "soft.py").write_text(
+        "from torch import nn\ndef f():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))\n"
+    )
+    network = ("--model", "soft.py:f", "--data", "digits")
+    assert "remove the softmax" in fail(capsys, "evaluate", *network, *AA)
+    assert calls == []
+
+
+def test_no_file_is_written_over_another(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for files, named in (
+        (("--state", "a", "--out", tmp_path / "a"), "--state and --out"),
+        (("--state", "a.npy", "--examples", "./a.npy"), "--state and --examples"),
+        (("--state", "a.npy.partial", "--examples", "a.npy"), "--state and --examples"),
+        (("--examples", "a.npy", "--out", "a.npy"), "--examples and --out"),
+    ):
+        assert f"{named} name the same file" in fail(capsys, "evaluate", finished, *AA, *files)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_warnings_of_autoattack_are_in_the_report_of_the_command(folder):
+    (folder / "steep.py").write_text(
+        "import torch\nfrom torch import nn\nclass F(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.net = nn.Linear(64, 10)\n    def forward(self, x):\n"
+        "        return 1e4 * self.net(x.flatten(1)).clamp(-1e-3, 1e-3)\n"
+    )
+    with pytest.warns(at.errors.AdvtrainWarning, match="exactly zero"):
+        output = invoke("evaluate", "--model", "steep.py:F", "--data", "digits", *AA, "--out", "report.json").output
+    saved = json.loads((folder / "report.json").read_text())
+    assert saved["warnings"] == saved["autoattack"]["warnings"] and "exactly zero" in saved["warnings"][0]
+    assert output.index("AutoAttack, fast") < output.index("F on digits, test split")
+    assert output.count("Warning: the gradient is exactly zero") == 2
+
+
+def test_the_help_says_what_a_resumed_command_repeats():
+    text = " ".join(invoke("evaluate", "--help").output.split())
+    assert "repeats FGSM and PGD" in text and "512 unless given; AutoAttack finds its own" in text

@@ -156,3 +156,32 @@ def test_a_split_checks_its_own_shapes_and_types():
         Split(torch.zeros(2, 3, 4), torch.zeros(2).long())
     with pytest.raises(DataError, match="int64"):
         Split(torch.zeros(2, 3, 4, 4), torch.zeros(2))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_file_that_is_mapped_for_reading_is_not_copied_and_nobody_is_warned(tmp_path, layout):
+    x, y = some_images(12)
+    np.save(tmp_path / "x.npy", x if layout == "NCHW" else x.transpose(0, 2, 3, 1))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # it would be told once in a process, perhaps by an earlier test
+    try:
+        split = as_split((mapped, y))
+    finally:
+        torch.set_warn_always(always)
+    assert split.x.data_ptr() == mapped.ctypes.data and split.x.equal(torch.from_numpy(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_have_memory_of_their_own(dtype):
+    """A file that is mapped for reading ends the process that writes to it, and a model may write to its input."""
+    split = Split(torch.rand(6, 1, 4, 4, dtype=dtype), torch.zeros(6).long())
+    for part in (split, split[2:], split[:3].to("cpu")):
+        part.images(dtype=dtype).fill_(2)
+        part.images(slice(2), dtype).fill_(2)
+    assert float(split.x.max()) < 1
+
+
+def test_arrays_that_run_backwards_are_read():
+    x, y = some_images(12)
+    assert as_split((x[:, :, ::-1], y)).x.equal(torch.from_numpy(x).flip(2))

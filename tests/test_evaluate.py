@@ -144,3 +144,53 @@ def test_bad_input_is_named(digits, model):
         at.evaluate(model, (digits.test.images() * 255, digits.test.y), THREAT)
     with pytest.raises(at.errors.DataError):
         at.evaluate(model, digits.test[:0], THREAT)
+
+
+class Saturated(nn.Module):
+    """Logits so far apart that on most images the softmax is exactly 0 and 1, and its gradient gone."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 1e4 * self.inner(x).clamp(-1e-3, 1e-3)
+
+
+def test_the_warnings_of_autoattack_reach_the_report_and_nothing_is_called_robust_then(digits, model):
+    import json
+
+    protocol = at.Protocol(steps=2, restarts=1)
+    with pytest.warns(at.errors.AdvtrainWarning, match="exactly zero"):
+        report = at.evaluate(Saturated(model), digits.test[:24], THREAT, protocol=protocol, autoattack="fast")
+    assert len(report.warnings) == 1 and report.notes[0] == f"Warning: {report.warnings[0]}"
+    assert "exactly zero" in str(report) and "exactly zero" in report._repr_html_()
+    again = at.Report.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again == report and again.notes == report.notes
+
+    found = {**rows(440, 320), "autoattack": Row("autoattack", 310, 1000)}
+    assert interpret(found)[1].startswith("Robust under AutoAttack: 31.0%")
+    assert interpret(found)[0].startswith("No sign of gradient masking:")
+    told = at.Report(THREAT, list(found.values()), warnings=["gradients vanish"]).notes
+    assert told[0] == "Warning: gradients vanish" and told[1].startswith("No sign of gradient masking in FGSM and PGD:")
+    assert told[2] == "AutoAttack leaves 31.0%: heed its warnings before you call that robust."
+
+
+def test_a_report_of_an_older_file_has_no_warnings():
+    old = {"threat": {"norm": "linf", "eps": 0.1}, "rows": [Row("clean", 3, 4).to_dict()], "notes": []}
+    assert at.Report.from_dict(old).warnings == [] and at.Report.from_dict(old)["clean"] == 0.75
+
+
+def test_a_model_that_writes_to_its_input_does_not_write_to_the_data():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.net((x if x.requires_grad else x.sub_(0.5)).flatten(1))
+
+    x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
+    before = x.clone()
+    at.evaluate(Writes(), (x, y), THREAT, protocol=at.Protocol(steps=1, restarts=1), batch_size=4)
+    assert x.equal(before)

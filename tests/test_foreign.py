@@ -540,3 +540,87 @@ def test_a_network_of_timm_is_judged():
         warnings.simplefilter("ignore")  # of its own imports
         timm = pytest.importorskip("timm")
     assert judged_on_photographs(timm.create_model("resnet10t", num_classes=10)) == 8
+
+
+@pytest.mark.parametrize("pick", [0, "T"])
+def test_nothing_is_picked_from_a_single_tensor(trained, digits, pick):
+    """A number would take the logits of the first image for those of all."""
+    model = at.load_model(trained, pick=pick)
+    with pytest.raises(ModelError, match=r"is not in the Tensor that the model returns: .* \(4, 10\): leave out pick"):
+        model(digits.test.images(slice(4)))
+
+
+class Phase(nn.Module):
+    def __init__(self, dtype=torch.complex64):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 10, dtype=dtype))
+
+    def forward(self, x):
+        return (x.flatten(1).to(self.weight.dtype) @ self.weight).abs()
+
+
+def test_complex_weights_are_weights_and_not_those_of_a_real_network(tmp_path):
+    state = Phase().state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    assert at.load_model(Phase, tmp_path / "w.pt").weight.equal(state["weight"])
+    with pytest.raises(ArgumentError, match=r"holds complex numbers \(torch.complex64\) for weight"):
+        at.load_model(lambda: Phase(torch.float32), tmp_path / "w.pt")
+    torch.save({"weight": torch.ones(64, 10).long(), "other": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(ArgumentError, match=r"holds integers \(torch.int64\) for weight"):
+        at.load_model(Phase, tmp_path / "w.pt")
+
+
+class Extra(nn.Linear):
+    """A layer that keeps more than tensors."""
+
+    kept = None
+
+    def get_extra_state(self):
+        return {"recipe": self.kept}
+
+    def set_extra_state(self, state):
+        self.kept = state
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("extra", [{"recipe": 1}, argparse.Namespace(lr=1), None, torch.ones(3)])
+def test_what_modules_keep_beside_tensors_does_not_hide_their_weights(tmp_path, trained, prefix, extra):
+    torch.save(put(prefix, {**trained.state_dict(), "4._extra_state": extra}), tmp_path / "w.pt")
+    assert same(at.load_model(net, tmp_path / "w.pt"), trained)
+    with_extra = nn.Sequential(*net()[:4], Extra(144, 10))
+    if isinstance(extra, torch.Tensor):  # it cannot run code: it is handed to the module
+        assert at.load_model(with_extra, tmp_path / "w.pt")[4].kept.equal(extra)
+    else:
+        with pytest.warns(AdvtrainWarning, match="does not bring 4._extra_state, .*: it stays as it is"):
+            loaded = at.load_model(with_extra, tmp_path / "w.pt")
+        assert loaded[4].weight.equal(trained[4].weight) and loaded[4].kept is None
+
+
+SETTING = """
+import torch
+{outside}
+def f():
+    {inside}
+    return torch.nn.Linear(2, 2)
+"""
+
+
+@pytest.mark.parametrize("where", ["inside", "outside", "fails"])
+def test_what_a_factory_sets_for_the_process_is_set_back(tmp_path, where):
+    change = "torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False)"
+    inside = f"{change}; 1 / 0" if where == "fails" else change if where == "inside" else "pass"
+    (tmp_path / "sets.py").write_text(SETTING.format(inside=inside, outside=change if where == "outside" else ""))
+    try:
+        if where == "fails":
+            with pytest.raises(ModelError, match="ZeroDivisionError"):
+                at.load_model(f"{tmp_path}/sets.py:f")
+        else:
+            assert at.load_model(f"{tmp_path}/sets.py:f").weight.dtype == torch.float64
+        assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+        with torch.no_grad():
+            at.load_model(net)
+            assert not torch.is_grad_enabled()  # the caller's own choice stays, too
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        sys.modules.pop("advtrain_model_sets", None)

@@ -47,7 +47,7 @@ def test_a_recorded_file_says_where_it_comes_from(path):
     for entry in found if isinstance(found, list) else [found]:
         assert re.fullmatch(r"[0-9a-f]{40}", entry["commit"])
         assert entry["command"] != "interactive" and entry["versions"].keys() >= {"torch", "numpy", "advtrain-book"}
-        assert path.stat().st_size < 600_000
+        assert path.stat().st_size < 700_000
 
 
 def at_every_seed(results, a, b, metric="pgd"):

@@ -4,8 +4,10 @@ They leave the model's modes and every `.grad` as they were, never move it betwe
 threat.
 """
 
+from .adaptive import ADAPTIVE, adaptive, r_fgsm_pgd
 from .apgd import apgd
 from .fab import fab
+from .feature_space import feature_attack, transport_attack
 from .losses import LOSSES, cross_entropy, cw_margin, dlr, dlr_targeted
 from .pgd import pgd
 from .single import fgsm, i_fgsm, mi_fgsm, r_fgsm
@@ -18,6 +20,6 @@ ATTACKS = {
 """Attacks by the name that the command line and the papers use."""
 
 __all__ = [
-    "ATTACKS", "LOSSES", "apgd", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fab", "fgsm", "i_fgsm",
-    "mi_fgsm", "pgd", "r_fgsm", "square",
+    "ADAPTIVE", "ATTACKS", "LOSSES", "adaptive", "apgd", "cross_entropy", "cw_margin", "dlr", "dlr_targeted", "fab",
+    "feature_attack", "fgsm", "i_fgsm", "mi_fgsm", "pgd", "r_fgsm", "r_fgsm_pgd", "square", "transport_attack",
 ]  # fmt: skip

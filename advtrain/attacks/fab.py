@@ -216,7 +216,7 @@ def _nearest_boundary(passes: Passes, x: Tensor, y: Tensor, norm: str) -> tuple[
     for k in range(classes):
         total = torch.zeros_like(x)
         for leaf, values in graphs:
-            if values.requires_grad:
+            if passes.sees(values):
                 (part,) = torch.autograd.grad(values[:, k].sum(), leaf, retain_graph=k + 1 < classes, allow_unused=True)
                 total = total if part is None else total + part / passes.eot
         total = _finite(total)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor, nn
 
+from ..errors import ModelError
+
 Loss = Callable[[Tensor], Tensor]
 """Logits (B, K) to one value per image (B,)."""
 
@@ -27,6 +29,7 @@ class Passes:
             for models that answer at random.
         bf16: search in bfloat16 autocast; `wrong` judges in full precision all the same.
         layout: memory format of the images in a pass; what comes back is contiguous.
+        blind: let an output pass that autograd cannot follow back to the image; its gradient is zero.
         read: what turns the model's output into logits, if it returns something else.
         tick: called with the number of images of every pass, twice that for a gradient.
     """
@@ -35,6 +38,7 @@ class Passes:
     eot: int = 1
     bf16: bool = False
     layout: torch.memory_format = torch.contiguous_format
+    blind: bool = False
     read: Callable[[Tensor], Tensor] | None = None
     tick: Callable[[int], None] | None = None
     queries: int = field(default=0, init=False)
@@ -57,7 +61,9 @@ class Passes:
         """Input gradient of the summed loss (B, C, H, W), logits (B, K), and one loss value per image (B,).
 
         The gradient is a mean over `eot` passes; logits and values are those of the last, as in the authors' code.
-        It is zero where the output does not depend on the image as far as autograd can tell.
+
+        Raises:
+            ModelError: autograd cannot follow the output back to the image, and `blind` is not set.
         """
         total = None
         for _ in range(self.eot):
@@ -67,11 +73,20 @@ class Passes:
                 logits = self.forward(leaf, self.bf16)
                 values = loss(logits)
                 part = None
-                if values.requires_grad:
-                    (part,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+                if self.sees(values):
+                    (part,) = torch.autograd.grad(values.sum(), leaf, allow_unused=self.blind)
             part = torch.zeros_like(x) if part is None else part.contiguous()
             total = part if total is None else total + part
         return total / self.eot if self.eot > 1 else total, logits.detach(), values.detach()
+
+    def sees(self, values: Tensor) -> bool:
+        """Whether autograd can follow values back; an error if it cannot and the search is not meant to be `blind`."""
+        if not (values.requires_grad or self.blind):
+            raise ModelError(
+                "the model's output has no gradient with respect to its images, which this attack needs: something in "
+                "it detaches or rounds, or all runs under torch.inference_mode(); at.diagnose(model, ...) says more"
+            )
+        return values.requires_grad
 
     def wrong(self, x: Tensor, y: Tensor) -> Tensor:
         """Which images the model misclassifies, in full precision, whatever the search uses: (B,) bool."""

@@ -11,18 +11,23 @@ from ..attacks.gradient import check_box
 from ..attacks.pursuit import Passes
 from ..checks import are_probabilities, check_labels, check_model, check_threat
 from ..data import as_split
-from ..errors import at_least
-from ..modes import attacking, channels_last, place
+from ..errors import at_least, bad
+from ..modes import attacking, place
 from ..progress import progress_bar
+from ..recipe import check_network, own_global_randomness, steady_memory
 from ..rng import Rng
 from ..threat import Threat
-from .doubts import examine
+from .doubts import examine, say
 from .examples import Examples
 from .judge import Judge
 from .memory import rows_that_fit
 from .plan import VERSIONS, Stage, stages
+from .probe import can_be_frozen, faster_layout
 from .state import State, fingerprint
 from .verdict import AutoAttackReport, rows_of
+
+PROBED = 256
+"""How many images are asked several times, to see whether the model answers at random."""
 
 
 def autoattack(
@@ -46,7 +51,7 @@ def autoattack(
     further attack, and leaves the batch at once. That, and several targets in one batch where few images are left, is
     what makes this faster than the authors' code; the verdicts are not meant to differ by more than the randomness of
     the attacks. Every example that counts is inside the threat to the last bit, and was seen to be misclassified by a
-    pass in full precision.
+    pass in full precision. An autocast around the call is ignored.
 
     Random starts belong to the image, not to the batch: the verdicts do not depend on the batch size, and a resumed
     evaluation ends like an uninterrupted one, up to the rounding of the passes themselves.
@@ -60,12 +65,12 @@ def autoattack(
         version: `"standard"`; `"plus"`, which adds untargeted APGD-DLR and FAB and five restarts; `"rand"`, with
             gradients averaged over 20 passes, for models that answer at random; or `"fast"`: APGD-CE and targeted
             APGD-DLR alone, which is ours and not to be reported as AutoAttack.
-        batch_size: rows (images, or pairs of an image and a target) per batch; found from the free memory by default,
-            and halved when it runs out.
-        seed: names all random draws.
+        batch_size: rows (images, or pairs of an image and a target) per batch; found from the free memory by default
+            (on a CPU from the size of its cache), and halved when memory runs out.
+        seed: names all random draws, also those that the model itself makes from PyTorch's global stream.
         state: a file that keeps what has been done; a call with the same arguments goes on from it.
         examples: True keeps the adversarial examples in memory, a path ending in `.npy` in a file that is mapped into
-            memory.
+            memory. Only a file can be resumed.
         bf16: search in bfloat16, on a GPU twice as fast, and verify in full precision; finds that do not hold go back
             into the search. Not part of the standard: it may find less.
         progress: show a bar with the time that is left; by default only in a terminal or a notebook.
@@ -82,37 +87,52 @@ def autoattack(
             that vanish, Square breaking what the gradient attacks left; see `report.warnings`.
     """
     check_threat(threat)
+    check_network(model, "autoattack(model, x, y, threat)")
+    seed = at_least("seed", seed, 0)
+    if not isinstance(bf16, bool):
+        bad("bf16", bf16, "True or False")
+    if not isinstance(state, (str, os.PathLike, type(None))):
+        bad("state", state, "a path or None")
+    batch_size = None if batch_size is None else at_least("batch_size", batch_size, 1)
     split = as_split((x, y), name="autoattack")
     device, dtype = place(model)
-    sample = split[:8].to(device).images(dtype=dtype)
-    classes = check_model(model, sample, int(split.y.max()) + 1, probabilities=True)
-    check_labels(split.y, classes)
-    check_box(split.x, threat)
-    plan = stages(version, classes)
-    if batch_size is not None:
-        batch_size = at_least("batch_size", batch_size, 1)
-    options = {"threat": repr(threat), "version": version, "seed": seed, "bf16": bf16, "dtype": str(dtype)}
-    key = fingerprint(model, split, options) if state is not None else {}
-    done = State(len(split), len(plan), key, state)
-    kept = Examples(examples, split, dtype, resumed=bool(done.met.any()))
-    with attacking(model), channels_last(model) as layout:
-        probabilities = are_probabilities(model(sample).detach())
-        passes = Passes(model, bf16=bf16, layout=layout, read=log_probabilities if probabilities else None)
-        rows = batch_size or rows_that_fit(model, sample)
-        with progress_bar(progress, total=0, unit="pass", unit_scale=True, desc="autoattack") as bar:
-            judge = Judge(plan, passes, split, threat, Rng(seed, "autoattack"), rows, done, kept, bar)
-            try:
-                judge.clean()
-                examine(passes, judge.batch(torch.arange(min(len(split), rows)))[0], version,
-                        probabilities=probabilities, into=done.warnings)  # fmt: skip
-                for number in range(len(plan)):
-                    judge.stage(number)
-            finally:
-                judge.save(now=True)
+    with own_global_randomness(seed, device), torch.inference_mode(False), torch.enable_grad():
+        sample = split[:8].to(device).images(dtype=dtype).detach().clone(memory_format=torch.contiguous_format)
+        if len(sample) == 1:
+            sample = torch.cat([sample, sample.flip(-1)])  # probabilities are told from logits by two of them
+        classes = check_model(model, sample.clone(), int(split.y.max()) + 1, probabilities=True)
+        check_labels(split.y, classes)
+        check_box(split.x, threat)
+        plan, freeze = stages(version, classes), can_be_frozen(model, sample)
+        options = {"threat": repr(threat), "version": version, "seed": seed, "bf16": bf16, "dtype": str(dtype)}
+        options["examples"] = "none" if examples in (None, False) else "memory" if examples is True else "file"
+        done = State(len(split), len(plan), fingerprint(model, split, options) if state is not None else {}, state)
+        kept = Examples(examples, split, threat, dtype, done)
+        for text in done.warnings:
+            say(text)
+        steady_memory()
+        with attacking(model, freeze=freeze), faster_layout(model, sample) as layout:
+            probabilities = are_probabilities(model(sample.clone()).detach())
+            read = log_probabilities if probabilities else None
+            passes = Passes(model, bf16=bf16, layout=layout, blind=True, read=read)
+            rows = batch_size or rows_that_fit(model, sample)
+            with progress_bar(progress, total=0, unit="pass", unit_scale=True, desc="autoattack") as bar:
+                judge = Judge(plan, passes, split, threat, Rng(seed, "autoattack"), rows, done, kept, bar)
+                try:
+                    judge.clean()
+                    doubts = {"probabilities": probabilities, "into": done.warnings}
+                    first = torch.arange(min(len(split), PROBED))
+                    judge.each(first[:rows], lambda index, _: examine(passes, judge.batch(index)[0], version, **doubts))
+                    for number in range(len(plan)):
+                        judge.stage(number)
+                    bar.total = bar.n
+                    bar.refresh()
+                finally:
+                    judge.save()
     return AutoAttackReport(
         threat, rows_of([(stage.name, str(stage)) for stage in plan], done.broken_by, version), version,
         tuple(stage.name for stage in plan), done.broken_by, kept.finish(), kept.path and str(kept.path),
-        list(done.warnings), dict(done.passes),
+        warnings=list(done.warnings), passes=dict(done.passes),
     )  # fmt: skip
 
 

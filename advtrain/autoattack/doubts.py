@@ -30,10 +30,18 @@ GAIN = 0.002
 
 
 def tell(text: str, into: list[str]) -> None:
-    """Warn, once, and keep the words for the report."""
+    """Warn, once, where the caller of this package stands, and keep the words for the report."""
     if text not in into:
+        say(text)
         into.append(text)
-        warnings.warn(text, AdvtrainWarning, stacklevel=2)
+
+
+def say(text: str) -> None:
+    """Warn where the caller of this package stands."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, AdvtrainWarning, stacklevel=level)
 
 
 def randomness(passes: Passes, x: Tensor) -> float:
@@ -53,10 +61,14 @@ def dynamic(model: nn.Module, x: Tensor) -> bool:
         model: in evaluation mode.
         x: (B, C, H, W).
     """
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    held = [*model.parameters(), *model.buffers()]
+    before = [value.detach().clone() for value in held]
     with _watching() as seen, torch.no_grad():
-        model(x)
-    return bool(seen) or any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+        model(x.clone())
+    return bool(seen) or any(
+        old.shape != now.shape or not torch.equal(old.nan_to_num(), now.detach().nan_to_num())
+        for old, now in zip(before, held, strict=True)
+    )
 
 
 @contextmanager

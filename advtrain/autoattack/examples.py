@@ -4,62 +4,98 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
 from ..data import Split
-from ..errors import FileError
+from ..errors import FileError, bad
+from ..threat import Threat
+from .state import State
+
+BLOCK = 1024  # images that are looked at together
 
 
 class Examples:
     """Where the adversarial examples go.
 
+    A file takes its name when the evaluation is complete; until then it is called `.npy.partial`, and a resumed
+    evaluation goes on with it. What is in it is held against the state then: an image that stands must be the image
+    itself, also where a process was killed after it wrote an example and before it wrote the state.
+
     Args:
-        where: None for nowhere, True for a tensor in memory, or a path that ends in `.npy`. The file takes its name
-            when the evaluation is complete; until then it is called `.npy.partial`, and a resumed evaluation goes on
-            with it.
+        where: None for nowhere, True for a tensor in memory, or a path that ends in `.npy`.
         split: the images; what is not broken stays as it is there.
+        threat: what an example must be inside of.
         dtype: of the examples.
-        resumed: whether earlier work counts, so that the partial file must be there.
+        state: what has been done.
 
     Raises:
-        FileError: the file cannot be made, or the part that was written earlier is gone.
+        ArgumentError: another kind of `where`, a file of another ending, or the state file itself.
+        FileError: the file cannot be made, or does not hold what the state counts on.
     """
 
-    def __init__(self, where: bool | str | os.PathLike | None, split: Split, dtype: torch.dtype, *, resumed: bool):
+    def __init__(
+        self, where: bool | str | os.PathLike | None, split: Split, threat: Threat, dtype: torch.dtype, state: State
+    ):
+        self.split, self.threat, self.dtype, self.state = split, threat, dtype, state
         self.path: Path | None = None
         self.array: Tensor | numpy.ndarray | None = None
         if where is None or where is False:
             return
         if where is True:
-            self.array = split.images(dtype=dtype).cpu().clone()
-            return
-        self.path = Path(where)
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        kind = numpy.dtype(str(dtype).removeprefix("torch."))
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if resumed and not self.partial.exists() and self.path.exists():
-                os.replace(self.path, self.partial)  # the evaluation was complete
-            if resumed and self.partial.exists():
-                self.array = numpy.lib.format.open_memmap(self.partial, mode="r+")
-                if self.array.shape != tuple(split.x.shape) or self.array.dtype != kind:
-                    raise ValueError(f"it holds {self.array.shape} of {self.array.dtype}")
-            elif resumed:
-                raise FileError(f"{self.partial} is gone, and the state file counts on it: delete the state file")
-            else:
-                self.array = numpy.lib.format.open_memmap(
-                    self.partial, mode="w+", dtype=kind, shape=tuple(split.x.shape)
+            if state.begun:
+                raise FileError(
+                    f"{state.path} holds work whose examples were in memory and are gone: name a file, "
+                    "examples='adversarial.npy', or delete the state file"
                 )
-                for first in range(0, len(split), 1024):
-                    self.array[first : first + 1024] = split[first : first + 1024].images(dtype=dtype).cpu().numpy()
+            self.array = split.images(dtype=dtype).detach().cpu().clone()
+            return
+        self.path = check_path(where, state.path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.final = state.complete and self.path.exists()
+        try:
+            if state.begun:
+                self._reopen()
+            else:
+                self._make()
+        except FileError:
+            raise
         except (OSError, ValueError) as error:
-            if isinstance(error, FileError):
-                raise
             raise FileError(f"cannot keep adversarial examples in {self.partial}: {error}") from error
+
+    def _make(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        shape, kind = tuple(self.split.x.shape), numpy.dtype(str(self.dtype).removeprefix("torch."))
+        self.array = numpy.lib.format.open_memmap(self.partial, mode="w+", dtype=kind, shape=shape)
+        for first in range(0, len(self.split), BLOCK):
+            self.array[first : first + BLOCK] = self._clean(slice(first, first + BLOCK)).numpy()
+
+    def _reopen(self) -> None:
+        """Go on with the file, after a look at every image in it."""
+        file = self.path if self.final else self.partial
+        if not file.exists():
+            raise FileError(f"{file} is gone, and the state file counts on it: delete the state file")
+        self.array = numpy.load(file, mmap_mode="r" if self.final else "r+", allow_pickle=False)
+        kind = str(self.array.dtype)
+        if self.array.shape != tuple(self.split.x.shape) or kind != str(self.dtype).removeprefix("torch."):
+            raise FileError(f"{file} holds {self.array.shape} of {kind}: it belongs to other images")
+        for first in range(0, len(self.split), BLOCK):
+            rows = slice(first, first + BLOCK)
+            clean, kept = self._clean(rows), torch.from_numpy(self.array[rows].copy())
+            changed, broken = (kept != clean).flatten(1).any(1), self.state.broken_by[rows] > 0
+            if not bool((changed & self.threat.contains(kept, clean))[broken].all()):
+                raise FileError(
+                    f"{file} does not hold the examples that the state file counts on: it belongs to another "
+                    "evaluation; name the right one, or delete the state file"
+                )
+            stale = first + (changed & ~broken).nonzero().squeeze(1)
+            if len(stale) and not self.final:
+                self[stale] = self._clean(stale)
+
+    def _clean(self, index: slice | Tensor) -> Tensor:
+        return self.split[index].images(dtype=self.dtype).detach().cpu()
 
     def __setitem__(self, index: Tensor, x_adv: Tensor) -> None:
         """Write the examples of some images."""
@@ -72,14 +108,29 @@ class Examples:
 
     def flush(self) -> None:
         """See to it that what was written is on disk."""
-        if self.path is not None:
+        if self.path is not None and self.array is not None and not self.final:
             self.array.flush()
 
-    def finish(self) -> Any:
+    def finish(self) -> Tensor | numpy.ndarray | None:
         """The examples: the tensor, or the array mapped from the file under its final name."""
         if self.path is None:
             return self.array
         self.flush()
         self.array = None  # closed, so that it can be renamed on every system
-        os.replace(self.partial, self.path)
-        return numpy.load(self.path, mmap_mode="r")
+        if not self.final:
+            os.replace(self.partial, self.path)
+        return numpy.load(self.path, mmap_mode="r", allow_pickle=False)
+
+
+def check_path(where: str | os.PathLike, state: Path | None) -> Path:
+    """A path for examples, or an error that says what is wrong with it."""
+    if not isinstance(where, (str, os.PathLike)):
+        bad("examples", where, "True, None or a path that ends in .npy")
+    path = Path(where)
+    if path.suffix != ".npy":
+        bad("examples", str(where), "a path that ends in .npy", f"write {path.name}.npy")
+    if path.is_dir():
+        raise FileError(f"{path} is a folder: name a file in it, such as {path / 'adversarial.npy'}")
+    if state is not None and path.absolute() == state.absolute():
+        bad("examples", str(where), "another file than the state")
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,77 +46,91 @@ class Judge:
         passes.tick = bar.update
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels by their numbers, on the model's device."""
+        """Images and labels by their numbers, on the model's device; the images may be changed."""
         part = self.split[index].to(self.device)
-        return part.images(dtype=self.dtype), part.y
+        return part.images(dtype=self.dtype).contiguous(), part.y  # a new tensor, for it was picked by number
+
+    def each(self, left: Tensor, work: Callable[[Tensor, Tensor], None]) -> None:
+        """Do some work on images batch by batch, with half the rows from where the memory runs out.
+
+        Args:
+            left: the numbers of the images.
+            work: called with the numbers of a batch, and with those that come after it.
+        """
+        while len(left):
+            index, rest = left[: self.rows], left[self.rows :]
+            try:
+                work(index, rest)
+                left = rest
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.rows == 1:
+                    raise
+                self._halve()
 
     def clean(self) -> None:
         """Which images are misclassified before any attack."""
-        for index in self._left(0).split(self.rows):
+
+        def look(index: Tensor, rest: Tensor) -> None:
             x, y = self.batch(index)
-            self._note(index, 0, self.passes.wrong(x, y), x)
+            self._note(index, 0, self.passes.wrong(x, y), x, x)
+
+        self.each(self._left(0), look)
 
     def stage(self, number: int) -> None:
         """Let the images that stand meet one attack, those that have not met it yet."""
-        stage = self.plan[number]
-        rng = self.rng.child(stage.name)
-        before = self._standing()
-        left = self._left(number + 1)
-        if stage.kind == "apgd" and stage.loss != "ce" and len(left):
-            self._doubt_gradients(stage, left[: self.rows])
-        self.passes.eot = stage.eot
-        while len(left):
-            index, left = left[: self.rows], left[self.rows :]
-            self._show(number, index, left)
+        stage, rng = self.plan[number], self.rng.child(self.plan[number].name)
+        blind = asked = 0
+
+        def fight(index: Tensor, rest: Tensor) -> None:
+            nonlocal blind, asked
+            self._show(number, len(index) + len(rest))
             x, y = self.batch(index)
+            if stage.kind == "apgd" and stage.loss != "ce":
+                blind, asked = blind + self._blind(stage, x, y), asked + len(x)
+            self.passes.eot = stage.eot
             try:
                 broken, x_adv = attack(stage, self.passes, x, y, self.threat, index=index, rng=rng, rows=self.rows)
-            except torch.OutOfMemoryError:
-                if self.rows == 1:
-                    raise
-                self._halve()
-                left = torch.cat([index, left])
-                continue
-            self._note(index, number + 1, broken, x_adv)
-        self.passes.eot = 1
-        if stage.kind == "square" and number:
-            square_gain(before / len(self.split), self._standing() / len(self.split), self.state.warnings)
+            finally:
+                self.passes.eot = 1
+            self._note(index, number + 1, broken, x, x_adv)
 
-    def save(self, *, now: bool = False) -> None:
+        self.each(self._left(number + 1), fight)
+        zero_gradients(blind, asked, self.state.warnings)
+        if stage.kind == "square" and number:
+            broken_by = self.state.broken_by
+            before, after = (int(((broken_by == -1) | (broken_by > k)).sum()) for k in (number, number + 1))
+            square_gain(before / len(self.split), after / len(self.split), self.state.warnings)
+
+    def save(self) -> None:
         """Write down what has been done, the examples before the state that counts on them."""
         for name in self.state.passes:
             self.state.passes[name] = self._before[name] + getattr(self.passes, name)
-        if self.state.path is not None:
-            self.examples.flush()
-        self.state.save(now=now)
+        self.examples.flush()
+        self.state.save()
 
     def _left(self, row: int) -> Tensor:
         """The numbers of the images that stand and have not been through this row of the state."""
         return ((self.state.broken_by == -1) & ~self.state.met[row]).nonzero().squeeze(1)
 
-    def _standing(self) -> int:
-        return int((self.state.broken_by == -1).sum())
+    def _note(self, index: Tensor, row: int, broken: Tensor, x: Tensor, x_adv: Tensor) -> None:
+        """What a batch came to. A member of the threat is all that counts as an adversarial example.
 
-    def _note(self, index: Tensor, row: int, broken: Tensor, x_adv: Tensor) -> None:
-        """What a batch came to. A member of the threat is all that counts as an adversarial example."""
-        broken = broken.cpu()
+        The example is written first and the verdict last, so that whatever happens between loses work and not truth.
+        """
         if row:
-            inside = self.threat.contains(x_adv, self.batch(index)[0])
-            assert bool(inside[broken].all()), f"{self.plan[row - 1].name} left the threat"
-        self.state.broken_by[index[broken]] = row
+            assert bool(self.threat.contains(x_adv[broken], x[broken]).all()), f"{self.plan[row - 1].name}: outside"
+            self.examples[index[broken.cpu()]] = x_adv[broken]
+        self.state.broken_by[index[broken.cpu()]] = row
         self.state.met[row, index] = True
-        if row:
-            self.examples[index[broken]] = x_adv[broken.to(x_adv.device)]
-        self.save()
+        if self.state.due:
+            self.save()
 
-    def _doubt_gradients(self, stage: Stage, index: Tensor) -> None:
-        """Count the images whose gradient says nothing, where a margin is attacked for the first time."""
-        x, y = self.batch(index)
+    def _blind(self, stage: Stage, x: Tensor, y: Tensor) -> int:
+        """The number of images whose gradient says nothing: zero, or not finite."""
         target = self.passes.logits(x).scatter(1, y[:, None], -torch.inf).argmax(1)
         grad, _, _ = self.passes.gradient(x, lambda z: ascent(stage)(z, y, target))
         grad = grad.flatten(1)
-        blind = (grad == 0).all(1) | ~grad.isfinite().all(1)
-        zero_gradients(int(blind.sum()), len(x), self.state.warnings)
+        return int(((grad == 0).all(1) | ~grad.isfinite().all(1)).sum())
 
     def _halve(self) -> None:
         """Half the rows, after the memory ran out."""
@@ -124,10 +139,14 @@ class Judge:
             torch.cuda.empty_cache()
         tell(f"memory ran out: going on with {self.rows} rows at once", self.state.warnings)
 
-    def _show(self, number: int, index: Tensor, left: Tensor) -> None:
+    def _show(self, number: int, here: int) -> None:
         """Correct the bar's total: an image that is broken needs no more passes, so the time left shrinks."""
-        stands = self._standing()
-        todo = (len(index) + len(left)) * self.plan[number].passes
-        todo += stands * sum(stage.passes for stage in self.plan[number + 1 :])
-        self.bar.total = self.bar.n + todo
+        stands = int((self.state.broken_by == -1).sum())
+        later = stands * sum(stage.passes for stage in self.plan[number + 1 :])
+        self.bar.total = self.bar.n + here * self.plan[number].passes + later
         self.bar.set_description(f"autoattack {self.plan[number].name}, {stands / len(self.split):.1%} stand")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that the memory of a GPU, or that of the computer, ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

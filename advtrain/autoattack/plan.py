@@ -19,6 +19,7 @@ class Stage:
         restarts: of an untargeted attack.
         steps: gradient steps of APGD and FAB, or queries of Square.
         eot: passes that make one gradient.
+        classes: how many the model has.
         note: where the stage is not as published, and why.
     """
 
@@ -29,16 +30,14 @@ class Stage:
     restarts: int = 1
     steps: int = 100
     eot: int = 1
+    classes: int = 10
     note: str = ""
 
     @property
     def passes(self) -> int:
         """Roughly what an image that stands costs, in forward passes: for the progress bar."""
-        once = {
-            "apgd": 2 * self.steps * self.eot,
-            "fab": (3 if self.targets else 20) * self.steps,
-            "square": self.steps,
-        }[self.kind]
+        fab = 3 if self.targets else 2 * self.classes - 1
+        once = {"apgd": 2 * self.steps * self.eot, "fab": fab * self.steps, "square": self.steps}[self.kind]
         return once * self.restarts * max(self.targets, 1)
 
     def __str__(self) -> str:
@@ -89,6 +88,7 @@ def stages(version: str, classes: int) -> tuple[Stage, ...]:
 
 
 def _fit(stage: Stage, classes: int) -> Stage:
+    stage = replace(stage, classes=classes)
     if stage.targets:
         stage = replace(stage, targets=min(stage.targets, classes - 1))
     if stage.loss == "dlr" and classes < (4 if stage.targets else 3):

@@ -50,11 +50,26 @@ class State:
         if self.path is not None and self.path.exists():
             self._load()
         elif self.path is not None:
-            self.save(now=True)  # an unwritable folder is found out before the work
+            self.save()  # an unwritable folder is found out before the work
 
-    def save(self, *, now: bool = False) -> None:
-        """Write the file, at most every two seconds unless `now`."""
-        if self.path is None or (not now and time.monotonic() - self._saved < 2):
+    @property
+    def begun(self) -> bool:
+        """Whether anything has been done."""
+        return bool(self.met.any())
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.met[0].all() and (self.met.all(0) | (self.broken_by != -1)).all())
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write the file: every two seconds at most."""
+        return self.path is not None and time.monotonic() - self._saved >= 2
+
+    def save(self) -> None:
+        """Write the file, if there is one."""
+        if self.path is None:
             return
         about = {"format": FORMAT, "key": self.key, "passes": self.passes, "warnings": self.warnings}
         tensors = {"broken_by": self.broken_by, "met": self.met.to(torch.uint8)}
@@ -85,12 +100,12 @@ def fingerprint(model: nn.Module, split: Split, options: dict[str, Any]) -> dict
     """SHA-256 of the model, of the images and of the options, each by name.
 
     Args:
-        model: parameters and buffers count, and the class; not the code of its `forward`.
+        model: its layers as it prints them, parameters and buffers count; not the code of its `forward`.
         split: pixels and labels.
         options: threat, version, seed and so on, as JSON-able values.
     """
-    weights = hashlib.sha256(type(model).__name__.encode())
-    for name, value in sorted(model.state_dict().items()):
+    weights = hashlib.sha256(f"{type(model).__name__} {model}".encode())
+    for name, value in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda entry: entry[0]):
         weights.update(name.encode() + _bytes(value))
     pixels = hashlib.sha256(str(tuple(split.x.shape)).encode())
     for part in range(0, len(split), 1024):

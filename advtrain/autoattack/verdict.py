@@ -41,7 +41,6 @@ class AutoAttackReport(Report):
     broken_by: Tensor | None = field(default=None, compare=False)
     x_adv: Tensor | numpy.ndarray | None = field(default=None, compare=False)
     path: str | None = None
-    warnings: list[str] = field(default_factory=list)
     passes: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from ..autoattack import autoattack
-from ..data import Split
+from ..data import Dataset, Split
+from ..diagnose import diagnose
 from ..errors import AdvtrainWarning
 from ..report import Row
 from ..threat import Threat
@@ -23,30 +25,29 @@ def as_entry(row: Row) -> dict[str, Any]:
     return {"correct": row.correct, "total": row.total, "details": row.details, "verdicts": row.digest}
 
 
-def second_opinion(model: nn.Module, split: Split, config: dict[str, Any]) -> Judgement | str:
+def second_opinion(model: nn.Module, data: Dataset, split: Split, config: dict[str, Any]) -> Judgement | str:
     """What AutoAttack (standard) and the diagnosis say of a network; in words why they cannot, if they fail.
 
     Args:
         model: trained.
+        data: what it was trained on, on which the diagnosis trains its surrogates.
         split: the images that it is judged by.
         config: of the run, whose threat, batch size and seed are used.
     """
     try:
-        return _judge(model, split, config)
+        return _judge(model, data, split, config)
     except Exception as error:  # the run itself is good: it must not be lost
         return f"{type(error).__name__}: {error}"
 
 
-def _judge(model: nn.Module, split: Split, config: dict[str, Any]) -> Judgement:
-    from ..diagnose import diagnose
-
+def _judge(model: nn.Module, data: Dataset, split: Split, config: dict[str, Any]) -> Judgement:
     threat, seed, started = Threat(**config["judge"]["threat"]), config["seed"], time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdvtrainWarning)  # they are in the report
         report = autoattack(
             model, split.x, split.y, threat, batch_size=config["judge"]["batch_size"], seed=seed, progress=False
         )
-        diagnosis = diagnose(model, split, threat, seed=seed, progress=False)
+        diagnosis = diagnose(model, replace(data, test=split), threat, seed=seed, progress=False)
     attacks: dict[str, Any] = {"left": {name: report.row(name).correct for name in report.attacks}}
     if report.warnings:
         attacks["warnings"] = list(report.warnings)

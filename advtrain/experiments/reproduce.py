@@ -60,9 +60,9 @@ def reproduce(
         fresh: make the runs anew. The file as it was is kept beside it, and to go on after an interruption say False.
         time_limit: stop after so many minutes; runs not finished by then are left to the next call. Without worker
             processes it is looked at between runs.
-        judge: judge each run also by AutoAttack, standard version, and by `advtrain.diagnose`, on the same images. A
-            finished run of the file is trained again for it and keeps everything else; the weights must come out the
-            same, so do it where the file was made. Judged runs are skipped.
+        judge: judge each run on the same images also by AutoAttack, standard version, and by `advtrain.diagnose`, which
+            draws 256 of them. A finished run of the file is trained again for it and keeps everything else; the weights
+            must come out the same, so do it where the file was made. Judged runs are skipped.
         tell: called with a line of text after each run.
 
     Returns:

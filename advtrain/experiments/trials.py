@@ -79,7 +79,7 @@ def _again(config: dict[str, Any], root: str | None, device: str, weights: str) 
     run = _train(config, root, device)
     if digest_of_weights(run.model) != weights:
         return {"judgement": "training gives other weights here than the file has: judge it where it was made"}
-    return {"judgement": second_opinion(run.model, judged(run.data, config["judge"]), config)}
+    return {"judgement": second_opinion(run.model, run.data, judged(run.data, config["judge"]), config)}
 
 
 def _make(config: dict[str, Any], root: str | None, device: str, more: bool = False) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _make(config: dict[str, Any], root: str | None, device: str, more: bool = Fa
         "seconds": seconds, "forwards": six_digits(forwards),
         "forwards_total": round(forwards * options["epochs"] * len(data.train)),
     }  # fmt: skip
-    return {**found, "judgement": second_opinion(run.model, judged(data, judge), config)} if more else found
+    return {**found, "judgement": second_opinion(run.model, data, judged(data, judge), config)} if more else found
 
 
 def digest_of_data(data: Dataset) -> str:

@@ -56,8 +56,8 @@ def compare(
         alpha: the level in (0, 1) for which it is said whether there are enough seeds.
 
     Returns:
-        `PairedTests`: `print` shows sentences, with a warning where no number of points could be significant because
-        the seeds are too few. `tests["pgd", "fgsm"].p` has the p-values.
+        `PairedTests`: `print` shows sentences, with a warning where the seeds are too few for the sign-flip test to
+        reach `alpha`, whatever the differences are. `tests["pgd", "fgsm"].p` has the p-values.
 
     Raises:
         ArgumentError: fewer than two methods, no seed in common, a metric that is missing, runs judged under
@@ -92,7 +92,9 @@ def _groups(runs: Any, other: Any) -> dict[str, list[Any]]:
     elif isinstance(runs, Sequence) and not isinstance(runs, str) and not all(map(_is_list, runs)):
         bad("runs", "one list of runs", "the runs of two methods", "write compare(runs_of_a, runs_of_b)")
     if isinstance(runs, Sequence) and not isinstance(runs, str):
-        runs = dict(zip(map(chr, range(ord("a"), ord("z") + 1)), runs, strict=False))
+        if len(runs) > 26:
+            bad("len(runs)", len(runs), "at most 26 without labels", "give a dict from labels to lists")
+        runs = {chr(ord("a") + place): group for place, group in enumerate(runs)}
     check_kind("runs", runs, Mapping, 'write compare({"pgd": [...], "fgsm": [...]})')
     return {str(label): list(group) if _is_list(group) else [group] for label, group in runs.items()}
 
