@@ -144,12 +144,12 @@ def test_the_model_and_the_images_are_left_as_they_were(training):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("norm, eps", [("linf", 0.02), ("l2", 0.25)])
+@pytest.mark.parametrize("norm, eps", [("linf", 0.03), ("l2", 0.15)])
 def test_as_many_images_withstand_it_as_withstand_the_authors_code(norm, eps, monkeypatch):
     """With the published numbers of steps; the whole comparison, on 1,000 images, is in book/results."""
     oracle = pytest.importorskip("pyautoattack")
     monkeypatch.undo()
-    model, x, y = problem(120, seed=2, dtype=torch.float32)
+    model, x, y = problem(80, dtype=torch.float32)
     report = autoattack(model, x, y, Threat(norm, eps))
     names = {"linf": "Linf", "l2": "L2"}
     judge = oracle.AutoAttack(model.eval(), norm=names[norm], eps=eps, seed=0)
