@@ -217,7 +217,9 @@ def _check_distinct(*files: tuple[str, Any]) -> None:
 @click.option("--restarts", type=int, help="PGD restarts instead of the protocol's.")
 @click.option("--step-size", type=Radius(), help="PGD step size in pixel units instead of the protocol's.")
 @click.option("--autoattack", "version", type=click.Choice(list(VERSIONS)), help="Judge by AutoAttack as well.")
-@click.option("--state", metavar="FILE", help="What AutoAttack has done: the same command goes on from there, and repeats FGSM and PGD.")
+@click.option(
+    "--state", metavar="FILE", help="What AutoAttack has done: the same command goes on there, but repeats FGSM, PGD."
+)
 @click.option("--examples", metavar="FILE.npy", help="Where to keep AutoAttack's adversarial examples.")
 @click.option("--bf16", is_flag=True, help="AutoAttack searches in bfloat16: faster on a GPU, and not the standard.")
 @click.option(

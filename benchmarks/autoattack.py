@@ -53,7 +53,9 @@ class Subject:
         epochs, lr, batch_size, optimizer: of training.
         images: how many training images; all if None.
         options: fields of the defense.
-        model: options of the `small-cnn`.
+        model: options of the network.
+        network: its name.
+        schedule: of training.
     """
 
     data: str
@@ -67,6 +69,8 @@ class Subject:
     images: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    network: str = "small-cnn"
+    schedule: str | None = None
 
     @property
     def threat(self) -> at.Threat:
@@ -75,13 +79,13 @@ class Subject:
     def load(self, root: str | None) -> at.Dataset:
         return at.load_data(self.data, root=None if self.data == "digits" else root, val=0)
 
-    def train(self, folder: Path, root: str | None) -> nn.Module:
+    def train(self, folder: Path, root: str | None, device: str = "cpu") -> nn.Module:
         """The network from its run folder; trained first if it is not there."""
-        if (folder / "config.json").is_file() and (run := at.load_run(folder)).status == "finished":
+        if (folder / "config.json").is_file() and (run := at.load_run(folder, device=device)).status == "finished":
             return run.model
         data = self.load(root)
         train = data.train[: self.images] if self.images else data.train
-        model = at.build_model("small-cnn", data, **self.model)
+        model = at.build_model(self.network, data, **self.model)
         defense = at.defenses.DEFENSES[self.defense](self.threat, **self.options)
         at.fit(
             model, defense, (train.images(), train.y), epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
@@ -123,7 +127,9 @@ def by_authors(model: nn.Module, x: Tensor, y: Tensor, subject: Subject, options
     log.propagate = False
     log.addHandler(Listener())
     norm = {"linf": "Linf", "l2": "L2"}[subject.norm]
-    attack = AutoAttack(model, norm=norm, eps=subject.eps, version=options.version, device="cpu", seed=options.seed)
+    attack = AutoAttack(
+        model, norm=norm, eps=subject.eps, version=options.version, device=options.device, seed=options.seed
+    )
     x_adv, answers = attack.run_standard_evaluation(x, y, batch_size=options.batch_size)
     return {"robust": (answers == y).numpy(), "x_adv": x_adv.numpy(), "attacks": rows, **clock.total()}
 
@@ -144,7 +150,7 @@ def by_us(model: nn.Module, x: Tensor, y: Tensor, subject: Subject, options: arg
         warnings.simplefilter("always")
         report = at.autoattack(
             model, x, y, subject.threat, options.version, batch_size=options.own_batch_size,
-            seed=options.seed, progress=False,
+            seed=options.seed, bf16=options.bf16, progress=False,
         )  # fmt: skip
     spent = clock.total()
     attacks = {row.name: {"accuracy": row.accuracy, **laps[row.name]} for row in report.rows if row.name in laps}
@@ -162,6 +168,8 @@ class Clock:
 
     @staticmethod
     def now() -> tuple[float, float]:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         return time.perf_counter(), time.process_time()
 
     def lap(self) -> dict[str, float]:
@@ -180,8 +188,8 @@ class Clock:
 def judge(way: Callable[..., dict[str, Any]], name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One judgement, in this process."""
     torch.set_num_threads(options.threads)
-    subject = SUBJECTS[name]
-    model = subject.train(Path(options.store) / name, options.root)
+    subject = (SUBJECTS | LARGE)[name]
+    model = subject.train(Path(options.store) / name, options.root, options.device)
     x, y = images(subject, options)
     load = os.getloadavg()[0]
     return {**way(model, x, y, subject, options), "load_average_before": round(load, 2)}
@@ -203,7 +211,7 @@ def apart(way: Callable[..., dict[str, Any]], name: str, options: argparse.Names
 
 def compare(name: str, turn: int, options: argparse.Namespace) -> dict[str, Any]:
     """Both judgements of one network, and in what they differ."""
-    subject = SUBJECTS[name]
+    subject = (SUBJECTS | LARGE)[name]
     ways = {"theirs": by_authors, "ours": by_us}
     order = [way for way in (ways if turn % 2 else reversed(ways)) if way in options.ways]
     found = {way: apart(ways[way], name, options) for way in order}
@@ -271,12 +279,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--store", required=True, help="folder of the trained networks")
     parser.add_argument("--root", help="folder with mnist.npz and cifar10.npz")
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NAME",
-                        help=f"of {', '.join(SUBJECTS)}; all by default")  # fmt: skip
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS | LARGE, default=list(SUBJECTS), metavar="NAME",
+                        help=f"of {', '.join(SUBJECTS)}; all by default; and {', '.join(LARGE)}")  # fmt: skip
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=250, help="of theirs; 250 is the default there")
     parser.add_argument("--own-batch-size", type=int, help="of ours; found from the memory by default")
     parser.add_argument("--version", choices=("standard", "plus"), default="standard")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--bf16", action="store_true", help="let ours search in bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="where to write the results as JSON, after each network")
@@ -289,10 +299,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     failed = {}
     for turn, name in enumerate(options.models):
-        subject, begun = SUBJECTS[name], time.perf_counter()
-        model = subject.train(Path(options.store) / name, options.root)
+        subject, begun = (SUBJECTS | LARGE)[name], time.perf_counter()
+        model = subject.train(Path(options.store) / name, options.root, options.device)
         if not options.ways:
             x, y = images(subject, options)
+            model, x, y = model.cpu(), x.cpu(), y.cpu()
             with at.attacking(model), torch.no_grad():
                 clean = (model(x).argmax(1) == y).double().mean()
             x_adv = at.attacks.pgd(model, x, y, subject.threat, steps=20)
@@ -314,7 +325,7 @@ def main() -> None:
                 "settings": settings, "summary": summary(rows), "models": rows, "failed": failed,
                 "oracle": f"pyautoattack {version_of('pyautoattack')}",
                 "hardware": {"processor": processor(), "logical_cpus": os.cpu_count(), "threads": options.threads},
-                "provenance": {**provenance(options.seed, "cpu"), "command": command(options)},
+                "provenance": {**provenance(options.seed, options.device), "command": command(options)},
             })  # fmt: skip
     if len(rows) > 1:
         print("\ntotal:", ", ".join(f"{key} {value}" for key, value in summary(rows).items()))

@@ -57,8 +57,8 @@ class SingleStep:
     def led_astray(self) -> bool:
         """Whether others' steps do better than the model's own so often that curvature is no excuse.
 
-        A curved loss makes one long step fall short, too. But then the step of another, or one from another place, falls
-        shorter still: on an undefended network the own gradient is better on nine images of ten.
+        A curved loss makes one long step fall short, too. But then the step of another, or one from another place, is
+        worse still: on an undefended network the own gradient is better on nine images of ten.
         """
         others = at_least_share(self.random, self.clean) >= OTHERS
         return others and at_least_share(self.stranger, self.clean) >= STRANGERS
@@ -118,9 +118,7 @@ def _one_step(battery: Battery, honest_gradient: bool) -> Finding:
     numbers = {"one": s.right / s.images, "many": s.kept / s.images, "kept": s.kept / max(s.right, 1),
                "noise": s.random / max(s.clean, 1), "surrogate": s.stranger / max(s.clean, 1),
                "rising": float(rising)}  # fmt: skip
-    return _finding(
-        "single-step", "one step against many", figure, verdict, causes.SINGLE_STEP, causes.WONG, numbers
-    )
+    return _finding("single-step", "one step against many", figure, verdict, causes.SINGLE_STEP, causes.WONG, numbers)
 
 
 def _rising(battery: Battery) -> bool:

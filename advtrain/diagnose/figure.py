@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdvtrainError
+from ..report import Row
 from ..threat import format_eps
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def draw(diagnosis: Diagnosis) -> Any:
     bars = right.barh(
         [row.name for row in rows], [row.accuracy for row in rows],
         color=[KINDS.get(row.name, BLUE) for row in rows],
-        xerr=list(zip(*((row.accuracy - row.interval[0], row.interval[1] - row.accuracy) for row in rows), strict=True)),
+        xerr=list(zip(*map(_reach, rows), strict=True)),
         error_kw={"elinewidth": 1, "ecolor": "black", "capsize": 2},
     )  # fmt: skip
     right.bar_label(bars, [f"{row.accuracy:.0%}" for row in rows], padding=8, fontsize=8)
@@ -75,3 +76,9 @@ def draw(diagnosis: Diagnosis) -> Any:
     title = f"Flagged: {diagnosis.causes[0]}" if diagnosis.flagged else "No sign of gradient masking"
     figure.suptitle(title, fontsize=12)
     return figure
+
+
+def _reach(row: Row) -> tuple[float, float]:
+    """How far the interval of an accuracy reaches to either side."""
+    low, high = row.interval
+    return max(row.accuracy - low, 0.0), max(high - row.accuracy, 0.0)

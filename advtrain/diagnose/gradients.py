@@ -106,7 +106,7 @@ def _finite(values: Tensor) -> Tensor:
 
 
 def _rows(values: Tensor) -> Tensor:
-    """(N, D) in float64 on the CPU: not every device has float64, and gradients of 1e-30 must not vanish in a square."""
+    """(N, D) in float64, which not every device has: gradients of 1e-30 must not vanish when they are squared."""
     return values.detach().flatten(1).cpu().double()
 
 

@@ -121,5 +121,3 @@ def _curve(battery: Battery, threat: Threat, n: int) -> Curve:
     shares = (0.0, *SHARES)
     columns = zip(*([value / n for value in battery.curve[share]] for share in shares), strict=True)
     return Curve(tuple(share * threat.eps for share in shares), *map(tuple, columns))
-
-

@@ -42,7 +42,7 @@ def gradient_cause(conduct: Conduct, gradients: Gradients) -> Cause | None:
         return causes.QUANTISATION
     if g.wobble < WOBBLE and conduct.wander < SAME:
         return causes.SHATTERED
-    if min(g.tiny, g.small) < FORETOLD:
+    if _poor(g):
         return causes.SATURATION if g.promise < STEEP and g.jump < JUMP else causes.SHATTERED
     return None
 
@@ -110,22 +110,24 @@ def gradient_findings(gradients: Gradients, cause: Cause | None) -> list[Finding
     faint = f"promises {_times(g.promise)} of what noise moves, next to nothing on {g.faint:.0%} of the images"
     slopes = f"foretells {_part(g.tiny)} of tiny and {_part(g.small)} of small changes of the margin"
     shaken = "" if g.wobble >= WOBBLE or math.isnan(g.wobble) else ", and differs from one pass to the next"
-    pale = "note" if g.zero_loss >= ZERO else "ok"
     turning = g.alignment < ALIGNED or g.nearby < 0.9
+    missed = "the margin after one step misses its prediction by "
+    missed += "an unknown part" if math.isnan(g.linearity) else f"{g.linearity:.0%}"
     return [
-        _finding("gradient", "gradient exists", exists, missing or pale, cause if missing else causes.SATURATION,
-                 causes.ATHALYE, {"undefined": g.undefined, "zero": g.zero, "zero_loss": g.zero_loss, "norm": g.norm}),
+        _finding("gradient", "gradient exists", exists, missing or _note(max(g.zero_loss, g.zero) >= ZERO),
+                 cause if missing else causes.SATURATION, causes.ATHALYE, {"undefined": g.undefined, "zero": g.zero, "zero_loss": g.zero_loss, "norm": g.norm}),
         _finding("plateaus", "output without steps", flat, cause is causes.QUANTISATION, causes.QUANTISATION,
                  causes.ATHALYE, {"flat": g.flat, "jump": g.jump}),
-        _finding("saturation", "gradient does not vanish", faint, cause is causes.SATURATION, causes.SATURATION,
+        _finding("saturation", "gradient does not vanish", faint, cause is causes.SATURATION or _note(g.faint >= FAINT),
+                 causes.SATURATION,
                  causes.CW, {"promise": g.promise, "faint": g.faint, "stir": g.stir}),
-        _finding("slopes", "gradient against finite differences", slopes + shaken, cause is causes.SHATTERED,
-                 causes.SHATTERED, causes.ATHALYE, {"tiny": g.tiny, "small": g.small, "wobble": g.wobble}),
+        _finding("slopes", "gradient against finite differences", slopes + shaken,
+                 cause is causes.SHATTERED or _note(_poor(g) or g.wobble < WOBBLE), causes.SHATTERED,
+                 causes.ATHALYE, {"tiny": g.tiny, "small": g.small, "wobble": g.wobble}),
         _finding("alignment", "gradient alignment",
-                 f"cosine {_number(g.alignment)} within ε, {_number(g.nearby)} within ε/100", "note" if turning else "ok", causes.SHATTERED, causes.GRADALIGN,
-                 {"alignment": g.alignment, "nearby": g.nearby}),
-        _finding("linearity", "local linearity", f"the loss after one step misses its prediction by "
-                 f"{_number(g.linearity)} times that prediction", "note" if g.linearity > LINEAR else "ok",
+                 f"cosine {_number(g.alignment)} within ε, {_number(g.nearby)} within ε/100", _note(turning),
+                 causes.SHATTERED, causes.GRADALIGN, {"alignment": g.alignment, "nearby": g.nearby}),
+        _finding("linearity", "local linearity", missed, _note(g.linearity > LINEAR),
                  causes.SINGLE_STEP, causes.VIVEK, {"linearity": g.linearity}),
     ]  # fmt: skip
 
@@ -137,6 +139,15 @@ def _finding(
         verdict = "flag" if verdict else "ok"
     numbers = {key: float(value) for key, value in numbers.items()}
     return Finding(name, title, figure, verdict, cause.name, source, cause.advice, numbers)
+
+
+def _poor(gradients: Gradients) -> bool:
+    """Whether the gradient foretells neither tiny nor small changes; where nothing changes it cannot be told."""
+    return any(share < FORETOLD for share in (gradients.tiny, gradients.small))
+
+
+def _note(symptom: bool) -> str:
+    return "note" if symptom else "ok"
 
 
 def _part(share: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from . import causes
 from .battery import WHITE, Battery
 from .causes import CAUSES, Cause
@@ -56,8 +58,6 @@ def _attribute(finding: Finding, cause: Cause) -> Finding:
 
 
 def _with(finding: Finding, **changes: str) -> Finding:
-    import dataclasses
-
     return dataclasses.replace(finding, **changes)
 
 
@@ -86,17 +86,17 @@ def words(found: tuple[Cause, ...], findings: tuple[Finding, ...], battery: Batt
         return " ".join(text)
     text = ["No sign of gradient masking."]
     if int(clean.sum()) < 10:
-        text = [f"Only {int(clean.sum())} of {n} images are classified correctly without any attack: too few to judge."]
+        text = [f"Only {int(clean.sum())} of {n} images are right without any attack: too few to judge by."]
     text.append(
-        f"The white-box attacks of many steps leave {float(white.double().mean()):.1%} of {n} images right, and attacks "
-        f"that know less of the model find hardly more: all together leave {left}."
+        f"White-box attacks of many steps leave {float(white.double().mean()):.1%} of {n} images right, and those that "
+        f"know less of the model find hardly more: all together leave {left}."
     )
     if notes := [finding.title for finding in findings if finding.verdict == "note"]:
         text.append(f"Worth a look, though no evidence: {', '.join(notes)}.")
     if checks["single-step"].verdict == "note":
         text.append("The loss is far from linear within ε: judge by many steps, never by one.")
     text.append(
-        "No sign of masking does not mean robust. Robust is what survives AutoAttack (at.autoattack) and an attack made "
-        "for the defense; and a defense that hides its gradient in a way nobody has thought of may pass here."
+        "No sign of masking does not mean robust. Robust is what survives AutoAttack (at.autoattack) and an attack "
+        "made for the defense. A defense that hides its gradient in a way nobody has thought of may pass here."
     )
     return " ".join(text)
