@@ -3,8 +3,8 @@
     python benchmarks/autoattack.py --store FOLDER --root DATA [--models NAME ...] [--images 1000] [--out FILE]
 
 Trains small networks by several methods, once: they are kept in `--store` as run folders. Then both judge each network
-on the same images, each with its own default of the batch size: AutoAttack as its authors publish it (`pip install pyautoattack`), with the
-network as a user has it, and ours. Every judgement has a process of its own, so that neither profits from what the
+on the same images, each with its own default of the batch size: AutoAttack as its authors publish it (`pip install
+pyautoattack`), with the network as a user has it, and ours. Every judgement has a process of its own, so that neither profits from what the
 other left behind (the allocator's thresholds, caches), and they take turns in going first. Both have `--threads`
 threads.
 
@@ -105,6 +105,13 @@ SUBJECTS = {
     "mnist-pgd": Subject("mnist", "pgd", "linf", 0.3, epochs=8, images=12_000, **ADAM),
     "cifar10-fast-at": Subject("cifar10", "fast-at", "linf", 8 / 255, epochs=8, images=15_000, **ADAM),
 }
+LARGE = {
+    "cifar10-resnet-fast-at": Subject(
+        "cifar10", "fast-at", "linf", 8 / 255, epochs=15, lr=0.2, batch_size=128, network="preactresnet18",
+        schedule="fast-bat",
+    ),
+}  # fmt: skip
+"""For a GPU; not among those that are judged by default."""
 
 
 def by_authors(model: nn.Module, x: Tensor, y: Tensor, subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
