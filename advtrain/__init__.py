@@ -15,6 +15,7 @@ from .budget import Budget, budget
 from .cost import Cost, Speed, calibrate, cost
 from .data import Dataset, Split, as_dataset, load_data
 from .defense import Batch, Defense, Step
+from .diagnose import Diagnosis, diagnose
 from .errors import AdvtrainError
 from .evaluate import PROTOCOLS, Protocol, evaluate
 from .experiments import Check, check_results_file, reproduce
@@ -33,10 +34,11 @@ __version__ = version()
 
 __all__ = [
     "PRESETS", "PROTOCOLS", "AdvtrainError", "AutoAttackReport", "Batch", "Budget", "Check", "Cost", "Dataset",
-    "Defense", "PairedTest", "PairedTests", "Preset", "Protocol", "Report", "Results", "Rng", "Run", "Speed", "Split",
-    "Step", "Threat", "Trial", "as_dataset", "attacking", "attacks", "autoattack", "budget", "build_model", "calibrate",
-    "check_results_file", "compare", "cost", "defenses", "errors", "evaluate", "experiments", "fit", "load_data",
-    "load_model", "load_results", "load_run", "measure", "preset", "reproduce", "schedules",
+    "Defense", "Diagnosis", "PairedTest", "PairedTests", "Preset", "Protocol", "Report", "Results", "Rng", "Run",
+    "Speed", "Split", "Step", "Threat", "Trial", "as_dataset", "attacking", "attacks", "autoattack", "budget",
+    "build_model", "calibrate", "check_results_file", "compare", "cost", "defenses", "diagnose", "errors", "evaluate",
+    "experiments", "fit", "load_data", "load_model", "load_results", "load_run", "measure", "preset", "reproduce",
+    "schedules",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The command line: `advtrain train`, `evaluate`, `reproduce`, `list`, `data`. Also `python -m advtrain`.
+"""The command line: `advtrain train`, `evaluate`, `diagnose`, `reproduce`, `list`, `data`. Also `python -m advtrain`.
 
 Options are generated from the fields and signatures of the Python API, so that both say the same.
 """
@@ -17,6 +17,7 @@ import click
 from . import data as data_room
 from .attacks import ATTACKS
 from .cli_data import data_group
+from .cli_diagnose import diagnose_command
 from .cli_judge import evaluate_command, source_of, verdict
 from .cli_reproduce import reproduce_command
 from .defenses import DEFENSES
@@ -182,6 +183,7 @@ def list_command(what: str | None) -> None:
 
 
 main.add_command(evaluate_command)
+main.add_command(diagnose_command)
 main.add_command(data_group)
 main.add_command(reproduce_command)
 

@@ -4,9 +4,9 @@
 
 Trains small networks by several methods, once: they are kept in `--store` as run folders. Then both judge each network
 on the same images, each with its own default of the batch size: AutoAttack as its authors publish it (`pip install
-pyautoattack`), with the network as a user has it, and ours. Every judgement has a process of its own, so that neither profits from what the
-other left behind (the allocator's thresholds, caches), and they take turns in going first. Both have `--threads`
-threads.
+pyautoattack`), with the network as a user has it, and ours. Every judgement has a process of its own, so that neither
+profits from what the other left behind (the allocator's thresholds, caches), and they take turns in going first. Both
+have `--threads` threads.
 
 For each network: the robust accuracy and the seconds after each attack; how many images withstand one of the two only;
 and of the images that only theirs breaks, how many of their examples are inside the threat, judged in float64. The

@@ -712,6 +712,20 @@ def test_a_model_that_works_in_place_is_refused_and_the_images_stay():
     assert torch.equal(x, before)
 
 
+def test_a_model_that_writes_into_its_images_where_it_may_does_no_harm():
+    class Writing(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x - 0.5 if x.requires_grad else x.sub_(0.5))
+
+    model, x, y = problem(24)
+    with torch.no_grad():
+        y = model.eval()(x - 0.5).argmax(1)
+    before = x.clone()
+    report = autoattack(Writing(model), x, y, Threat("linf", 0.03), examples=True)
+    assert torch.equal(x, before) and report.warnings == []
+    assert torch.equal(model(report.x_adv - 0.5).argmax(1) == y, report.robust)
+
+
 def test_zero_gradients_are_counted_in_every_batch():
     class Partly(nn.Sequential):
         def forward(self, x):

@@ -71,7 +71,7 @@ FLOORS = [
     ],
     ["results"],
     ["experiments"],
-    ["options", "cli_data", "cli_judge", "cli_reproduce", "cli", "__main__", "__init__"],
+    ["options", "cli_data", "cli_judge", "cli_diagnose", "cli_reproduce", "cli", "__main__", "__init__"],
 ]
 
 

@@ -47,7 +47,8 @@ class Passes:
     def forward(self, x: Tensor, low: bool) -> Tensor:
         """Logits (B, K) in the type of x, not counted; in bfloat16 autocast if `low`."""
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
-            logits = self.model(x.contiguous(memory_format=self.layout))
+            own = x.contiguous(memory_format=self.layout) if x.requires_grad else x.clone(memory_format=self.layout)
+            logits = self.model(own)  # which may write into it where no gradient is taken
         logits = logits.to(x.dtype)
         return logits if self.read is None else self.read(logits)
 

@@ -19,7 +19,7 @@ STIR = 0.05  # honest and cut about 1, saturated below 1e-2
 FORETOLD = 0.3  # honest 0.99 and more (0.57 straight through 16 levels); shattered 0.05 and less
 WOBBLE = 0.9  # honest 1, random backward 0
 STEEP = 1.0  # promise: honest 1.7 and more, ripples 20 and more, steep sigmoid units 0.3
-ALIGNED, LINEAR = 0.2, 3.0  # only ever a note: honest 0.26 to 1, and anything for a confident standard network
+ALIGNED, LINEAR = 0.2, 1.0  # only ever a note: honest 0.26 to 1, and 0 to 0.5
 
 
 def gradient_cause(conduct: Conduct, gradients: Gradients) -> Cause | None:
@@ -113,22 +113,23 @@ def gradient_findings(gradients: Gradients, cause: Cause | None) -> list[Finding
     turning = g.alignment < ALIGNED or g.nearby < 0.9
     missed = "the margin after one step misses its prediction by "
     missed += "an unknown part" if math.isnan(g.linearity) else f"{g.linearity:.0%}"
+    numbers = {"undefined": g.undefined, "zero": g.zero, "zero_loss": g.zero_loss, "norm": g.norm}
+    slow = {"promise": g.promise, "faint": g.faint, "stir": g.stir}
     return [
         _finding("gradient", "gradient exists", exists, missing or _note(max(g.zero_loss, g.zero) >= ZERO),
-                 cause if missing else causes.SATURATION, causes.ATHALYE, {"undefined": g.undefined, "zero": g.zero, "zero_loss": g.zero_loss, "norm": g.norm}),
+                 cause if missing else causes.SATURATION, causes.ATHALYE, numbers),
         _finding("plateaus", "output without steps", flat, cause is causes.QUANTISATION, causes.QUANTISATION,
                  causes.ATHALYE, {"flat": g.flat, "jump": g.jump}),
         _finding("saturation", "gradient does not vanish", faint, cause is causes.SATURATION or _note(g.faint >= FAINT),
-                 causes.SATURATION,
-                 causes.CW, {"promise": g.promise, "faint": g.faint, "stir": g.stir}),
+                 causes.SATURATION, causes.CW, slow),
         _finding("slopes", "gradient against finite differences", slopes + shaken,
-                 cause is causes.SHATTERED or _note(_poor(g) or g.wobble < WOBBLE), causes.SHATTERED,
-                 causes.ATHALYE, {"tiny": g.tiny, "small": g.small, "wobble": g.wobble}),
+                 cause is causes.SHATTERED or _note(_poor(g) or g.wobble < WOBBLE), causes.SHATTERED, causes.ATHALYE,
+                 {"tiny": g.tiny, "small": g.small, "wobble": g.wobble}),
         _finding("alignment", "gradient alignment",
                  f"cosine {_number(g.alignment)} within ε, {_number(g.nearby)} within ε/100", _note(turning),
                  causes.SHATTERED, causes.GRADALIGN, {"alignment": g.alignment, "nearby": g.nearby}),
-        _finding("linearity", "local linearity", missed, _note(g.linearity > LINEAR),
-                 causes.SINGLE_STEP, causes.VIVEK, {"linearity": g.linearity}),
+        _finding("linearity", "local linearity", missed, _note(g.linearity > LINEAR), causes.SINGLE_STEP, causes.VIVEK,
+                 {"linearity": g.linearity}),
     ]  # fmt: skip
 
 

@@ -1,0 +1,46 @@
+"""The command `advtrain diagnose`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .cli_judge import Subject, with_subject
+from .diagnose import diagnose
+from .errors import FileError
+from .files import atomic, check_writable, write_json
+
+
+@click.command("diagnose", short_help="Does the robustness of a run, or of any model, hold?")
+@with_subject
+@click.option("--images", type=click.IntRange(min=1), default=256, show_default=True, help="How many to judge by.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--plot", type=click.Path(path_type=Path), help="Where to draw it: a .png, .svg or .pdf file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the diagnosis as JSON.")
+def diagnose_command(subject: Subject, images: int, batch_size: int, plot: Path | None, out: Path | None) -> None:
+    """Look for gradient masking in every way known, and name the cause.
+
+    The model is the one in RUN, the folder of a run; or any network, named by --model, on --data and within --eps. Some
+    twenty checks, each with its figure and its source, and a verdict in words. Takes seconds on small networks.
+
+    \b
+        advtrain diagnose runs/fast-at
+        advtrain diagnose --model package.module:factory --weights weights.pt --data cifar10 --eps 8/255
+    """
+    for path in filter(None, (plot, out)):
+        check_writable(path.parent, holding=path.name, overwrite=True)
+    found = diagnose(
+        subject.model, subject.split, subject.threat, images=images, seed=subject.seed, batch_size=batch_size
+    )
+    click.echo(subject.title)
+    click.echo(found)
+    if plot:
+        ending = plot.suffix.lstrip(".") or "png"
+        with atomic(plot) as partial:
+            try:
+                found.plot().savefig(partial, format=ending)
+            except ValueError as error:
+                raise FileError(f"cannot draw {plot}: {error}") from error
+    if out:
+        write_json(out, {**found.to_dict(), **subject.source})
