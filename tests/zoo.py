@@ -4,7 +4,9 @@ Networks are trained when first asked for, quickly, and kept for the session. A 
 something built in, mostly afterwards, so that the cause is known for sure.
 """
 
+import copy
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +18,7 @@ from advtrain.defense import Step
 
 EPS = 0.3
 THREAT = at.Threat("linf", EPS)
-WEAK, STRONG = at.Threat("linf", 0.05), at.Threat("linf", 0.4)
+WEAK, TENTH, STRONG = at.Threat("linf", 0.05), at.Threat("linf", 0.1), at.Threat("linf", 0.4)
 L2 = at.Threat("l2", 1.5)
 
 
@@ -105,8 +107,6 @@ def after(network, function):
 
 def with_activations(network, function):
     """A copy of a small CNN whose activations are another function."""
-    import copy
-
     network = copy.deepcopy(network)
     for name, layer in network.body.named_children():
         if isinstance(layer, (nn.GELU, nn.ReLU)):
@@ -114,7 +114,7 @@ def with_activations(network, function):
     return network
 
 
-# -- quantisation and its kin --------------------------------------------------------------------------------------------
+# -- quantisation and its kin ------------------------------------------------------------------------------------------
 
 
 def quantise(levels, straight=False, detach=False):
@@ -153,7 +153,7 @@ def median(x):
     return padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4).median(4).values
 
 
-# -- wrong backward passes -------------------------------------------------------------------------------------------------
+# -- wrong backward passes ---------------------------------------------------------------------------------------------
 
 
 class _Backward(torch.autograd.Function):
@@ -173,7 +173,7 @@ def backward(kind):
     return lambda x: _Backward.apply(x, kind)
 
 
-# -- shattered gradients ---------------------------------------------------------------------------------------------------
+# -- shattered gradients -----------------------------------------------------------------------------------------------
 
 
 def k_wta(share):
@@ -204,7 +204,7 @@ def staircase(step):
     return lambda x: (x / step).floor() * step
 
 
-# -- saturation --------------------------------------------------------------------------------------------------------------
+# -- saturation --------------------------------------------------------------------------------------------------------
 
 
 class SigmoidNet(nn.Module):
@@ -230,14 +230,12 @@ def sigmoid_network(defense="standard", epochs=40):
 
 
 def saturated_units(steepness):
-    import copy
-
     network = copy.deepcopy(sigmoid_network())
     network.steepness = steepness
     return network
 
 
-# -- randomness --------------------------------------------------------------------------------------------------------------
+# -- randomness --------------------------------------------------------------------------------------------------------
 
 
 def random_resize_pad(x):
@@ -254,7 +252,7 @@ def resize_pad_network(epochs=20):
     return fit(before(network, random_resize_pad), at.defenses.Standard(THREAT), digits(), epochs)
 
 
-# -- other inputs than [0, 1] --------------------------------------------------------------------------------------------------
+# -- other inputs than [0, 1] ------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -267,11 +265,6 @@ def scaled_network(function, epochs=15, seed=0):
 def normalised(x):
     data = digits()
     return (x - data.mean[0]) / data.std[0]
-
-
-def twice(x):
-    """The caller's normalisation, before that of the network: here of pixels to [-1, 1]."""
-    return 2 * x - 1
 
 
 class Constant(nn.Module):
@@ -299,12 +292,6 @@ class Purifier(nn.Module):
                 (grad,) = torch.autograd.grad(self.network(clean).logsumexp(1).sum(), clean)
                 clean = (clean + self.size * grad.sign()).clamp(0, 1)
         return self.network(clean.detach())
-
-
-def training_mode(**options):
-    import copy
-
-    return copy.deepcopy(trained("standard", **options)).train()
 
 
 @functools.cache
@@ -337,7 +324,7 @@ def distilled(temperature=100.0, epochs=15):
 
 @functools.cache
 def two_classes():
-    """Threes and sevens... the odd against the even digits: a pair of data and model with two logits."""
+    """The odd against the even digits: data, and a network with two logits."""
     data = digits()
     train, test = ((part.images(), part.y % 2) for part in (data.train, data.test))
     data = at.as_dataset(train, test=test, val=0, name="odd digits")
@@ -353,15 +340,15 @@ def two_class_network(defense="pgd", epochs=15):
 
 
 @functools.cache
-def linear_network(defense="pgd", epochs=20, threat=at.Threat("linf", 0.1)):
+def linear_network(defense="pgd", epochs=20):
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with torch.no_grad():
         network[1].weight.zero_(), network[1].bias.zero_()
-    made = at.defenses.PGD(threat, steps=5) if defense == "pgd" else at.defenses.Standard(threat)
+    made = at.defenses.PGD(TENTH, steps=5) if defense == "pgd" else at.defenses.Standard(TENTH)
     return fit(network, made, digits(), epochs)
 
 
-# -- who is who --------------------------------------------------------------------------------------------------------------
+# -- who is who --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -369,116 +356,140 @@ class Case:
     """A model of the zoo.
 
     Args:
-        build: makes the model, trained networks being kept.
-        cause: the beginning of the primary cause; empty for an honest model.
+        build: makes the model; trained networks are kept.
+        cause: the beginning of its primary cause; empty for an honest model.
         threat: what it is judged by.
-        slow: left out unless slow tests are asked for.
         data: makes the data, if they are not the digits.
     """
 
-    build: object
+    build: Callable[[], nn.Module]
     cause: str = ""
     threat: at.Threat = THREAT
-    slow: bool = False
-    data: object = digits
+    data: Callable[[], at.Dataset] = digits
 
 
 def rob(**options):
     return trained("pgd", **options)
 
 
-std = trained
-SINGLE, SCALING, SATURATION = "single-step masking", "logit scaling", "saturation"
-STEPS, CUT = "non-differentiable operation (quantisation)", "non-differentiable operation (cut"
-SHATTERED, RANDOM, RANGE = "shattered", "randomness", "input range"
+def std(**options):
+    return trained("standard", **options)
+
+
+def masked(cause, builders):
+    return {name: Case(build, cause) for name, build in builders.items()}
+
 
 MASKED = {
-    "FGSM-AT": Case(lambda: trained("fgsm", epochs=20), SINGLE),
-    "FGSM-AT, seed 1": Case(lambda: trained("fgsm", epochs=30, seed=1), SINGLE, slow=True),
-    "FGSM-AT, seed 2": Case(lambda: trained("fgsm", epochs=30, seed=2), SINGLE, slow=True),
-    "FGSM-AT, 60 epochs": Case(lambda: trained("fgsm", epochs=60, seed=3), SINGLE, slow=True),
-    "FGSM-AT with BN": Case(lambda: trained("fgsm", epochs=20, batch_norm=True), SINGLE, slow=True),
-    "GradAlign at λ=1": Case(lambda: trained("gradalign", epochs=20), SINGLE, slow=True),
-    "logits x 1000, standard": Case(lambda: after(std(), lambda z: 1000 * z), SCALING),
-    "logits x 1000, PGD-AT": Case(lambda: after(rob(), lambda z: 1000 * z), SCALING, slow=True),
-    "logits x 300, PGD-AT": Case(lambda: after(rob(), lambda z: 300 * z), SCALING),
-    "log_softmax of logits x 1000": Case(lambda: after(rob(), lambda z: (1000 * z).log_softmax(1)), SCALING, slow=True),
-    "defensive distillation": Case(lambda: distilled(), SCALING),
-    "saturated units x 50": Case(lambda: saturated_units(400.0), SATURATION),
-    "saturated units x 25": Case(lambda: saturated_units(100.0), SATURATION, slow=True),
-    "saturated outputs": Case(lambda: after(std("one-vs-all"), lambda z: (100 * z).sigmoid()), SATURATION),
-    "saturated tanh outputs": Case(lambda: after(std("one-vs-all"), lambda z: (60 * z).tanh()), SATURATION, slow=True),
-    "4 levels": Case(lambda: before(std(), quantise(4)), STEPS),
-    "8 levels": Case(lambda: before(rob(), quantise(8)), STEPS, slow=True),
-    "16 levels": Case(lambda: before(std(), quantise(16)), STEPS, slow=True),
-    "16 levels, detached": Case(lambda: before(rob(), quantise(16, detach=True)), STEPS),
-    "256 levels": Case(lambda: before(rob(), quantise(256)), STEPS, slow=True),
-    "thermometer": Case(lambda: thermometer(), STEPS),
-    "median in numpy": Case(lambda: before(std(), median_in_numpy), CUT),
-    "detached input": Case(lambda: before(rob(), lambda x: x.detach()), CUT, slow=True),
-    "zero backward": Case(lambda: before(rob(), backward("zero")), CUT),
-    "random backward": Case(lambda: before(rob(), backward("random")), SHATTERED),
-    "flipped backward": Case(lambda: before(std(), backward("flipped")), SHATTERED),
-    "flipped backward, PGD-AT": Case(lambda: before(rob(), backward("flipped")), SHATTERED, slow=True),
-    "k-WTA": Case(lambda: k_wta_network(), SHATTERED),
-    "k-WTA, PGD-AT": Case(lambda: k_wta_network(0.1, "pgd"), SHATTERED, slow=True),
-    "sawtooth of pixels": Case(lambda: before(std(), sawtooth(0.02, 500.0)), SHATTERED),
-    "sawtooth of pixels, PGD-AT": Case(lambda: before(rob(), sawtooth(0.02, 500.0)), SHATTERED, slow=True),
-    "sawtooth of units": Case(lambda: with_activations(rob(), lambda x: sawtooth(0.1, 100.0)(F.gelu(x))), SHATTERED, slow=True),
-    "staircase of units": Case(lambda: with_activations(rob(), lambda x: staircase(0.1)(F.gelu(x))), STEPS, slow=True),
-    "staircase of pixels": Case(lambda: before(rob(), staircase(0.1)), STEPS, slow=True),
-    "random noise": Case(lambda: before(std(), lambda x: x + 0.15 * torch.randn_like(x)), RANDOM),
-    "random resize and pad": Case(lambda: resize_pad_network(), RANDOM),
-    "functional dropout": Case(lambda: before(std(), lambda x: F.dropout(x, 0.2)), RANDOM, slow=True),
-    "softmax": Case(lambda: after(std(), lambda z: z.softmax(1)), "probabilities"),
-    "softmax, PGD-AT": Case(lambda: after(rob(), lambda z: z.softmax(1)), "probabilities", slow=True),
-    "BN in training mode": Case(lambda: training_mode(batch_norm=True), "training mode"),
-    "dropout in training mode": Case(lambda: __import__("copy").deepcopy(dropout_network()).train(), "training mode", slow=True),
+    **masked("single-step masking", {
+        "FGSM-AT": lambda: trained("fgsm", epochs=20),
+        "FGSM-AT, seed 1": lambda: trained("fgsm", epochs=30, seed=1),
+        "FGSM-AT, seed 2": lambda: trained("fgsm", epochs=30, seed=2),
+        "FGSM-AT, 60 epochs": lambda: trained("fgsm", epochs=60, seed=3),
+        "FGSM-AT with BN": lambda: trained("fgsm", epochs=20, batch_norm=True),
+        "FGSM-AT with ReLU": lambda: trained("fgsm", epochs=20, activation="relu", seed=1),
+        "GradAlign at λ=1": lambda: trained("gradalign", epochs=20),
+    }),
+    **masked("logit scaling", {
+        "logits x 1000, standard": lambda: after(std(), lambda z: 1000 * z),
+        "logits x 1000, PGD-AT": lambda: after(rob(), lambda z: 1000 * z),
+        "logits x 300, PGD-AT": lambda: after(rob(), lambda z: 300 * z),
+        "log_softmax of logits x 1000": lambda: after(rob(), lambda z: (1000 * z).log_softmax(1)),
+        "defensive distillation": lambda: distilled(),
+    }),
+    **masked("saturation", {
+        "saturated units x 100": lambda: saturated_units(400.0),
+        "saturated units x 25": lambda: saturated_units(100.0),
+        "saturated outputs": lambda: after(trained("one-vs-all"), lambda z: (100 * z).sigmoid()),
+        "saturated tanh outputs": lambda: after(trained("one-vs-all"), lambda z: (60 * z).tanh()),
+    }),
+    **masked("non-differentiable operation (quantisation)", {
+        "4 levels": lambda: before(std(), quantise(4)),
+        "8 levels": lambda: before(rob(), quantise(8)),
+        "16 levels": lambda: before(std(), quantise(16)),
+        "16 levels, detached": lambda: before(rob(), quantise(16, detach=True)),
+        "8 levels, straight through": lambda: before(rob(), quantise(8, straight=True)),
+        "256 levels": lambda: before(rob(), quantise(256)),
+        "thermometer": lambda: thermometer(),
+        "staircase of units": lambda: with_activations(rob(), lambda x: staircase(0.1)(F.gelu(x))),
+        "staircase of pixels": lambda: before(rob(), staircase(0.1)),
+    }),
+    **masked("non-differentiable operation (cut gradient)", {
+        "median in numpy": lambda: before(std(), median_in_numpy),
+        "detached input": lambda: before(rob(), lambda x: x.detach()),
+        "zero backward": lambda: before(rob(), backward("zero")),
+    }),
+    **masked("shattered gradients", {
+        "random backward": lambda: before(rob(), backward("random")),
+        "flipped backward": lambda: before(std(), backward("flipped")),
+        "flipped backward, PGD-AT": lambda: before(rob(), backward("flipped")),
+        "k-WTA": lambda: k_wta_network(),
+        "k-WTA, PGD-AT": lambda: k_wta_network(0.1, "pgd"),
+        "sawtooth of pixels": lambda: before(std(), sawtooth(0.02, 500.0)),
+        "sawtooth of pixels, PGD-AT": lambda: before(rob(), sawtooth(0.02, 500.0)),
+        "sawtooth of units": lambda: with_activations(rob(), lambda x: sawtooth(0.1, 100.0)(F.gelu(x))),
+    }),
+    **masked("randomness", {
+        "random noise": lambda: before(std(), lambda x: x + 0.15 * torch.randn_like(x)),
+        "random resize and pad": lambda: resize_pad_network(),
+        "functional dropout": lambda: before(std(), lambda x: F.dropout(x, 0.2)),
+    }),
+    **masked("probabilities", {
+        "softmax": lambda: after(std(), lambda z: z.softmax(1)),
+        "softmax, PGD-AT": lambda: after(rob(), lambda z: z.softmax(1)),
+    }),
+    **masked("training mode", {
+        "BN in training mode": lambda: copy.deepcopy(std(batch_norm=True)).train(),
+        "dropout in training mode": lambda: copy.deepcopy(dropout_network()).train(),
+    }),
+    **masked("input range", {
+        "missing normalisation": lambda: scaled_network(normalised),
+        "missing normalisation, seed 1": lambda: scaled_network(normalised, seed=1),
+        "double normalisation": lambda: before(std(batch_norm=True), lambda x: 2 * x - 1),
+        "pixels in 0..255 expected": lambda: before(std(), lambda x: x / 255),
+        "pixels in -1..1 expected": lambda: before(rob(), lambda x: (x + 1) / 2),
+    }),
     "BN without statistics": Case(lambda: batch_statistics(), "batch dependence"),
-    "missing normalisation": Case(lambda: scaled_network(normalised), RANGE),
-    "missing normalisation, seed 1": Case(lambda: scaled_network(normalised, seed=1), RANGE, slow=True),
-    "pixels in 0..255 expected": Case(lambda: before(std(), lambda x: x / 255), RANGE, slow=True),
-    "pixels in -1..1 expected": Case(lambda: before(rob(), lambda x: (x + 1) / 2), RANGE, slow=True),
-    "double normalisation": Case(lambda: before(std(batch_norm=True), twice), RANGE),
-    "constant": Case(lambda: Constant(), "constant"),
+    "constant": Case(lambda: Constant(), "constant predictor"),
     "NaN gradient": Case(lambda: before(rob(), nan_gradient), "undefined gradients"),
-    "purifier": Case(lambda: Purifier(std()), "", slow=True),
+    "purifier": Case(lambda: Purifier(std()), "optimisation in the forward pass"),
 }  # fmt: skip
 
 HONEST = {
     "PGD-AT": Case(rob),
-    "PGD-AT, seed 1": Case(lambda: rob(seed=1, epochs=20), slow=True),
-    "PGD-AT at 0.1": Case(lambda: rob(threat=at.Threat("linf", 0.1)), threat=at.Threat("linf", 0.1), slow=True),
-    "PGD-AT judged at 0.05": Case(rob, threat=WEAK, slow=True),
-    "PGD-AT judged at 0.4": Case(rob, threat=STRONG, slow=True),
-    "PGD-AT with BN": Case(lambda: rob(batch_norm=True)),
-    "PGD-AT with ReLU": Case(lambda: rob(activation="relu", seed=1), slow=True),
+    "PGD-AT, seed 1": Case(lambda: rob(seed=1, epochs=20)),
+    "PGD-AT at 0.1": Case(lambda: rob(threat=TENTH), threat=TENTH),
+    "PGD-AT judged at 0.05": Case(rob, threat=WEAK),
+    "PGD-AT judged at 0.35": Case(rob, threat=at.Threat("linf", 0.35)),
+    "PGD-AT judged at 0.4": Case(rob, threat=STRONG),
+    "PGD-AT judged under l2": Case(rob, threat=L2),
     "PGD-AT under l2": Case(lambda: rob(threat=L2), threat=L2),
+    "PGD-AT with BN": Case(lambda: rob(batch_norm=True)),
+    "PGD-AT with ReLU": Case(lambda: rob(activation="relu", seed=1)),
     "TRADES": Case(lambda: trained("trades")),
-    "NuAT": Case(lambda: trained("nuat", epochs=30), slow=True),
-    "SAT-R1": Case(lambda: trained("sat-r1", epochs=20), slow=True),
-    "FAST-BAT": Case(lambda: trained("fast-bat", epochs=20), slow=True),
-    "FAST-BAT, seed 1": Case(lambda: trained("fast-bat", epochs=30, seed=1), slow=True),
+    "NuAT": Case(lambda: trained("nuat", epochs=30)),
+    "SAT-R1": Case(lambda: trained("sat-r1", epochs=20)),
+    "FAST-BAT": Case(lambda: trained("fast-bat", epochs=20)),
+    "FAST-BAT, seed 1": Case(lambda: trained("fast-bat", epochs=30, seed=1)),
+    "FGSM-AT at 0.1": Case(lambda: trained("fgsm", threat=TENTH), threat=TENTH),
     "standard": Case(std),
-    "standard at 0.05": Case(std, threat=WEAK, slow=True),
-    "standard at 0.1": Case(std, threat=at.Threat("linf", 0.1)),
-    "standard at 0.2": Case(std, threat=at.Threat("linf", 0.2), slow=True),
-    "standard at 0.4": Case(lambda: std(seed=2), threat=STRONG, slow=True),
-    "standard under l2": Case(std, threat=L2, slow=True),
+    "standard at 0.05": Case(std, threat=WEAK),
+    "standard at 0.1": Case(std, threat=TENTH),
+    "standard at 0.2": Case(std, threat=at.Threat("linf", 0.2)),
+    "standard at 0.4": Case(lambda: std(seed=2), threat=STRONG),
+    "standard under l2": Case(std, threat=L2),
     "standard, ReLU": Case(lambda: std(activation="relu", epochs=20)),
-    "standard, ReLU, at 0.1": Case(lambda: std(activation="relu", epochs=20), threat=at.Threat("linf", 0.1), slow=True),
+    "standard, ReLU, at 0.15": Case(lambda: std(activation="relu", epochs=20), threat=at.Threat("linf", 0.15)),
     "standard with BN": Case(lambda: std(batch_norm=True)),
-    "standard with dropout": Case(dropout_network, slow=True),
-    "FGSM-AT at 0.1": Case(lambda: trained("fgsm", threat=at.Threat("linf", 0.1)), threat=at.Threat("linf", 0.1), slow=True),
+    "standard with dropout": Case(dropout_network),
     "log_softmax of PGD-AT": Case(lambda: after(rob(), lambda z: z.log_softmax(1))),
     "logits x 0.01": Case(lambda: after(rob(), lambda z: 0.01 * z)),
-    "logits x 10": Case(lambda: after(rob(), lambda z: 10 * z), slow=True),
+    "logits x 10": Case(lambda: after(rob(), lambda z: 10 * z)),
     "sigmoid units": Case(lambda: sigmoid_network()),
-    "sigmoid units, PGD-AT": Case(lambda: sigmoid_network("pgd"), threat=at.Threat("linf", 0.1), slow=True),
+    "sigmoid units, PGD-AT": Case(lambda: sigmoid_network("pgd"), threat=TENTH),
     "two classes": Case(two_class_network, threat=at.Threat("linf", 0.15), data=lambda: two_classes()[0]),
-    "two classes, standard": Case(lambda: two_class_network("standard"), data=lambda: two_classes()[0], slow=True),
-    "linear": Case(linear_network, threat=at.Threat("linf", 0.1)),
-    "linear, standard": Case(lambda: linear_network("standard"), threat=WEAK, slow=True),
-    "median in torch": Case(lambda: before(rob(), median), slow=True),
-    "straight-through quantisation": Case(lambda: before(rob(), quantise(16, straight=True)), slow=True),
-}  # fmt: skip
+    "two classes, standard": Case(lambda: two_class_network("standard"), data=lambda: two_classes()[0]),
+    "linear": Case(linear_network, threat=TENTH),
+    "linear, standard": Case(lambda: linear_network("standard"), threat=WEAK),
+    "median in torch": Case(lambda: before(rob(), median)),
+}

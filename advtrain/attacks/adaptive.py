@@ -69,7 +69,7 @@ def r_fgsm_pgd(
         check: False skips the checks of the inputs, for callers that have made them.
 
     Returns:
-        x_adv, like x, inside the threat: misclassified if any iterate was, else the one of largest margin among the
+        x_adv, like x, inside the threat; misclassified if any iterate was, else the one of largest margin among the
         ends of the restarts.
 
     Raises:
@@ -139,7 +139,7 @@ def adaptive(
         check: False skips the checks of the inputs, for callers that have made them.
 
     Returns:
-        x_adv, like x, inside the threat: misclassified if any iterate of any attack was, else the one of largest margin
+        x_adv, like x, inside the threat; misclassified if any iterate of any attack was, else the one of largest margin
         among their results.
 
     Raises:

@@ -58,7 +58,7 @@ def apgd(
         check: False skips the checks of the inputs, for callers that have made them.
 
     Returns:
-        x_adv, like x, inside the threat: misclassified where the attack succeeded (with a target as well: another class
+        x_adv, like x, inside the threat; misclassified where the attack succeeded (with a target as well: another class
         than y, not necessarily the target), the point of largest loss elsewhere.
 
     Raises:

@@ -59,7 +59,7 @@ def fab(
         check: False skips the checks of the inputs, for callers that have made them.
 
     Returns:
-        x_adv, like x, inside the threat: misclassified where the attack succeeded, x itself elsewhere.
+        x_adv, like x, inside the threat; misclassified where the attack succeeded, x itself elsewhere.
 
     Raises:
         ArgumentError: options out of range.

@@ -62,7 +62,7 @@ def feature_attack(
         check: False skips the checks of the inputs, for callers that have made them.
 
     Returns:
-        x_adv, like x, inside the threat: misclassified if any iterate was, else the one of largest margin among the
+        x_adv, like x, inside the threat; misclassified if any iterate was, else the one of largest margin among the
         ends of the restarts.
 
     Raises:
@@ -141,7 +141,7 @@ def transport_attack(
         check: False skips the checks of the inputs, for callers that have made them.
 
     Returns:
-        x_adv, like x, inside the threat: misclassified if any iterate was, else the one of largest margin among the
+        x_adv, like x, inside the threat; misclassified if any iterate was, else the one of largest margin among the
         ends of the restarts.
 
     Raises:

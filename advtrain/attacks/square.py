@@ -54,7 +54,7 @@ def square(
         check: False skips the checks of the inputs, for callers that have made them.
 
     Returns:
-        x_adv, like x, inside the threat: misclassified where the attack succeeded, the candidate of smallest margin
+        x_adv, like x, inside the threat; misclassified where the attack succeeded, the candidate of smallest margin
         elsewhere; x itself where it was misclassified already, which costs one query.
 
     Raises:

@@ -10,7 +10,7 @@ from ..attacks.gradient import check_box
 from ..checks import check_threat
 from ..data import Dataset, Split, as_split
 from ..dataset import check_seed
-from ..errors import at_least
+from ..errors import at_least, check_kind
 from ..modes import place
 from ..progress import progress_bar
 from ..recipe import check_network
@@ -72,7 +72,7 @@ def diagnose(
     """
     check_network(model, "diagnose(model, data, threat)")
     if surrogate is not None:
-        check_network(surrogate, "diagnose(model, data, threat, surrogate=network)")
+        check_kind("surrogate", surrogate, nn.Module, "a network that answers the same question, or None")
     images, batch_size = at_least("images", images, 1), at_least("batch_size", batch_size, 1)
     seed = check_seed(seed)
     check_threat(threat)

@@ -11,9 +11,10 @@ from .conduct import Conduct
 from .diagnosis import Finding
 from .evidence import evidence_findings
 from .gradients import Gradients
-from .signs import conduct_findings, gradient_cause, gradient_findings
+from .signs import ALIGNED, STEEP, conduct_findings, gradient_cause, gradient_findings
 
-EVIDENCE = ("transfer", "black-box", "unbounded")  # they prove that something is wrong, and not what
+EVIDENCE = ("transfer", "black-box", "many-steps", "unbounded")  # they prove that something is wrong, and not what
+RIPPLE = 15.0  # promise, of what noise achieves: honest 1.7 to 6.3, ripples 20 and more
 
 
 def judge(conduct: Conduct, gradients: Gradients, battery: Battery) -> tuple[tuple[Finding, ...], tuple[Cause, ...]]:
@@ -38,12 +39,25 @@ def judge(conduct: Conduct, gradients: Gradients, battery: Battery) -> tuple[tup
     proven = any(finding.verdict == "flag" for finding in findings)
     if conduct.inner and proven:  # an optimisation inside explains a gradient that is cut off or misleads
         found.add(causes.DYNAMIC.name)
+    found = _shattered(gradients, found) if proven else found
     if proven and not found:
         found.add(causes.UNKNOWN.name)
     ordered = tuple(cause for cause in CAUSES if cause.name in found)
     if ordered:
         findings = tuple(_attribute(finding, ordered[0]) for finding in findings)
     return findings, ordered
+
+
+def _shattered(gradients: Gradients, found: set[str]) -> set[str]:
+    """What evidence without a better name is put down to, by the gradient: a ripple, or one that promises too little.
+
+    A ripple promises many times what noise achieves, and points elsewhere at every point of the ball. One step then
+    does as badly as anything, which looks like single-step masking.
+    """
+    ripple = gradients.promise >= RIPPLE and gradients.alignment < ALIGNED
+    if (ripple and found <= {causes.SINGLE_STEP.name}) or (not found and gradients.promise < STEEP):
+        return {causes.SHATTERED.name}
+    return found
 
 
 def _acquit(finding: Finding) -> Finding:

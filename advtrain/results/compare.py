@@ -47,9 +47,9 @@ def compare(
     Holm.
 
     Args:
-        runs: a `Results`; or a dict from labels to runs, a list of them or one; or a list of such lists. Runs are
-            `Report`s, run folders or the `Run`s of them (with the report.json that `advtrain train` writes), or
-            `Trial`s. Runs and trials are paired by their seed, reports by their place in the list.
+        runs: a `Results`; or a dict from labels to runs, a list of them or one; or a list of such lists. A run is a
+            `Report`, a run folder or its `Run` (with the report.json that `advtrain train` writes), or a `Trial`. Runs
+            and trials are paired by their seed, reports by their place in the list.
         other: the runs of a second method, where `runs` is those of one.
         metric: the row that is compared: `"clean"`, `"fgsm"`, `"pgd"`, `"autoattack"`, or another that all have.
         against: a label: compare every other method with this one; all pairs if not given.

@@ -138,7 +138,7 @@ def t_quantile(p: float, df: int) -> float:
 
 
 def t_p_value(t: float, df: int) -> float:
-    """Two-sided p-value of Student's t: P(|T| ≥ |t|), to about 1e-15.
+    """Two-sided p-value of Student's t, to about 1e-15: how probable a statistic as far from zero is by chance.
 
     >>> round(t_p_value(2.7764, 4), 4)
     0.05
