@@ -68,7 +68,8 @@ def load_model(
         seed: names the initial weights, where no file has others. The global random state stays as it was.
 
     Returns:
-        The network in evaluation mode. Half-precision weights are widened to float32, with a warning: ε-balls need it.
+        The network in evaluation mode. Half-precision weights are widened to float32, which ε-balls need, with a
+        warning.
 
     Raises:
         FileError: the weights are missing, damaged, or cannot be read without executing code.

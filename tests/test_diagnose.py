@@ -233,7 +233,7 @@ def found(stranger):
 
 def test_a_diagnosis_is_read_by_name(found):
     assert found["restarts"].name == "restarts" and found["restarts"] is found.checks["restarts"]
-    assert {f.name for f in found} == set(found.checks) and len(found.checks) == 20
+    assert {f.name for f in found} == set(found.checks) and len(found.checks) == 21
     assert all(isinstance(f, Finding) and f.figure and f.source and f.advice for f in found)
     assert found.flagged and found.causes == ("non-differentiable operation (quantisation)",)
     assert [f.name for f in found if f.verdict == "flag"][0] == "plateaus"
@@ -248,10 +248,10 @@ def test_a_diagnosis_is_read_by_name(found):
 def test_a_diagnosis_prints_a_table_and_a_paragraph(found):
     text = str(found)
     assert text.startswith("60 images, ℓ∞ ε = 0.3: flagged: non-differentiable operation (quantisation)\n")
-    assert sum(line.startswith(("ok ", "note ", "FLAG ")) for line in text.splitlines()) == 20
+    assert sum(line.startswith(("ok ", "note ", "FLAG ")) for line in text.splitlines()) == 21
     assert "Flagged: non-differentiable operation (quantisation)." in text
     assert "points to: " in str(found["plateaus"]) and "source: Athalye" in str(found["plateaus"])
-    assert found._repr_html_().count("<tr>") == 21 and "&lt;" not in found._repr_html_()
+    assert found._repr_html_().count("<tr>") == 22 and "&lt;" not in found._repr_html_()
 
 
 def test_a_diagnosis_survives_json(found):

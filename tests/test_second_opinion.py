@@ -1,4 +1,4 @@
-"""A second opinion on our attacks by another library's, if it is installed: `pip install adversarial-robustness-toolbox`.
+"""A second opinion on our attacks by another library's, `pip install adversarial-robustness-toolbox`, if it is there.
 
 It is a large package that nothing else here needs, so the tests skip where it is absent.
 """

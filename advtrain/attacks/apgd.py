@@ -58,8 +58,8 @@ def apgd(
         check: False skips the checks of the inputs, for callers that have made them.
 
     Returns:
-        x_adv, like x, inside the threat; misclassified where the attack succeeded (with a target as well: another class
-        than y, not necessarily the target), the point of largest loss elsewhere.
+        x_adv, like x, inside the threat; misclassified where the attack succeeded, which with a target means any class
+        but y, and the point of largest loss elsewhere.
 
     Raises:
         ArgumentError: options out of range.

@@ -17,6 +17,7 @@ FAINT = 0.25  # share of images: honest 0, saturated units 0.26 to 0.7
 JUMP = 0.02  # honest 7e-5, up to 2e-3 of a constant one; saturated 3e-3, quantised 0.13 (256 levels) to 1
 STIR = 0.05  # honest and cut about 1, saturated below 1e-2
 FORETOLD = 0.3  # honest 0.99 and more (0.57 straight through 16 levels); shattered 0.05 and less
+COARSE = 0.75  # the same of a gradient straight through steps: 16 levels 0.57 at ε = 0.3, 256 levels 0.99
 WOBBLE = 0.9  # honest 1, random backward 0
 STEEP = 1.0  # promise: honest 1.7 and more, ripples 20 and more, steep sigmoid units 0.3
 ALIGNED, LINEAR = 0.2, 1.0  # only ever a note: honest 0.26 to 1, and 0 to 0.5
@@ -38,7 +39,7 @@ def gradient_cause(conduct: Conduct, gradients: Gradients) -> Cause | None:
             return causes.QUANTISATION
         blind = g.broken or (g.zero >= ZERO and not g.tiny > 0.5)
         return causes.CUT if blind and not g.stir < STIR else causes.SATURATION
-    if steps and g.flat >= 0.5:
+    if steps and g.flat >= 0.5 and g.small < COARSE:  # a gradient straight through the steps
         return causes.QUANTISATION
     if g.wobble < WOBBLE and conduct.wander < SAME:
         return causes.SHATTERED
