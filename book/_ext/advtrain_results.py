@@ -72,7 +72,8 @@ class Oracle(Recorded):
             lines.append("| " + " | ".join(cells) + " |")
         total = found["summary"]
         text = (
-            f"Robust accuracy, and seconds of the processor, {found['settings']['threads']} thread. All networks "
+            f"AA: robust accuracy; images that only theirs and only ours breaks; seconds of the processor, "
+            f"{found['settings']['threads']} thread. All networks "
             f"together: {total['theirs_cpu_seconds']:,.0f} s against {total['ours_cpu_seconds']:,.0f} s, ratio "
             f"{total['ratio_cpu_seconds']:.2f}; of {total['images']:,} images {total['only_theirs_breaks']} are broken "
             f"by theirs only, and {total['only_ours_breaks']} by ours only."
