@@ -126,6 +126,8 @@ def resolve(dotted):
         path += f".{part}"
         if isinstance(thing, types.ModuleType):
             thing = getattr(thing, part, None) or importlib.import_module(path)
+        elif isinstance(thing, types.FunctionType):  # it hides its module, which names can be imported from
+            thing = getattr(importlib.import_module(path.rpartition(".")[0]), part)
         else:
             thing = inspect.getattr_static(thing, part)
     return thing
