@@ -34,7 +34,7 @@ def at_least_share(successes: int, trials: int, doubt: float = 0.01) -> float:
     """The lower end of the one-sided Clopper-Pearson interval for a share: it is at least this, but for `doubt`.
 
     >>> at_least_share(0, 20), round(at_least_share(13, 256), 4)
-    (0.0, 0.0243)
+    (0.0, 0.0241)
 
     Args:
         successes: in 0..trials.
