@@ -24,7 +24,7 @@ from .models import build_model
 from .modes import attacking
 from .presets import PRESETS, Preset, preset
 from .report import Report
-from .results import PairedTest, PairedTests, Results, Trial, compare, load_results
+from .results import PairedTest, PairedTests, Results, Trial, compare, load_results, recorded
 from .rng import Rng
 from .runs import Run, load_run, version
 from .threat import Threat
@@ -37,8 +37,8 @@ __all__ = [
     "Defense", "Diagnosis", "PairedTest", "PairedTests", "Preset", "Protocol", "Report", "Results", "Rng", "Run",
     "Speed", "Split", "Step", "Threat", "Trial", "as_dataset", "attacking", "attacks", "autoattack", "budget",
     "build_model", "calibrate", "check_results_file", "compare", "cost", "defenses", "diagnose", "errors", "evaluate",
-    "experiments", "fit", "load_data", "load_model", "load_results", "load_run", "measure", "preset", "reproduce",
-    "schedules",
+    "experiments", "fit", "load_data", "load_model", "load_results", "load_run", "measure", "preset", "recorded",
+    "reproduce", "schedules",
 ]  # fmt: skip
 
 

@@ -245,7 +245,7 @@ def wheel(tmp_path_factory):
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ["advtrain", "book", "tests"]:
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]:
+    for name in ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]:
         shutil.copy(ROOT / name, folder)
     build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
     subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True)
@@ -260,8 +260,9 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         for path in (ROOT / "advtrain").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    recorded = {f"advtrain/recorded/{path.name}" for path in (ROOT / "book" / "results").glob("*.json")}
     outside = {name for name in wheel if ".dist-info/" not in name}
-    assert outside == sources
+    assert outside == sources | recorded and recorded
     assert "advtrain/py.typed" in outside
     assert any(name.endswith(".npz") for name in outside), "the digits are missing"
 

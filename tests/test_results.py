@@ -4,6 +4,7 @@ import json
 import random
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -367,3 +368,16 @@ def test_a_hundred_runs_of_thirty_epochs_stay_small(results, tmp_path):
     Results(shipped.content, runs, results.provenance).save(tmp_path / "r.json")
     size = (tmp_path / "r.json").stat().st_size
     assert size < LIMIT, size
+
+
+def test_a_bare_name_means_the_file_that_comes_with_the_package(tmp_path, monkeypatch):
+    file = Path(__file__).resolve().parents[1] / "book" / "results" / "digits.json"
+    assert at.load_results("digits").table() == at.load_results(file).table()
+    assert at.recorded("digits").samefile(file)
+    monkeypatch.chdir(tmp_path)
+    for ask in (at.recorded, at.load_results):
+        with pytest.raises(at.errors.FileError, match="no-such.*recorded are .*digits"):
+            ask("no-such")
+    (tmp_path / "digits").write_text("{}")  # a file of the reader's comes first
+    with pytest.raises(at.errors.FileError, match="format"):
+        at.load_results("digits")

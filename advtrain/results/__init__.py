@@ -6,6 +6,7 @@
 from .compare import compare
 from .paired import Difference, t_p_value, t_quantile
 from .read import load_results
+from .recorded import recorded
 from .results import Results
 from .significance import PairedTest, PairedTests, holm, mcnemar, sign_flip
 from .table import Summary
@@ -13,5 +14,5 @@ from .trial import Trial
 
 __all__ = [
     "Difference", "PairedTest", "PairedTests", "Results", "Summary", "Trial", "compare", "holm", "load_results",
-    "mcnemar", "sign_flip", "t_p_value", "t_quantile",
+    "mcnemar", "recorded", "sign_flip", "t_p_value", "t_quantile",
 ]  # fmt: skip

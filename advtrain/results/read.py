@@ -12,6 +12,7 @@ from ..errors import FileError
 from ..files import read_json
 from .checks import check_results
 from .configs import fill_config, fill_experiment
+from .recorded import locate
 from .results import FORMAT, Results
 from .trial import Trial
 
@@ -22,7 +23,7 @@ def load_results(path: str | os.PathLike, *more: str | os.PathLike) -> Results:
     Options that came to the package after a file was written are filled in with their defaults.
 
     Args:
-        path: the file.
+        path: the file, or the bare name of one that is recorded in the book and comes with the package: `"digits"`.
         *more: further files of the same experiment. A run that two of them have counts once.
 
     Returns:
@@ -32,8 +33,8 @@ def load_results(path: str | os.PathLike, *more: str | os.PathLike) -> Results:
         FileError: a file is missing, damaged, of another format or of another experiment, or two files have the same
             run with different weights; the message says what and where.
     """
-    results = _read(Path(path))
-    for other in map(Path, more):
+    results = _read(locate(path))
+    for other in map(locate, more):
         merge(results, _read(other), other)
     return results
 
