@@ -1,9 +1,11 @@
 # Everything runs in .venv, which the first command creates.  Options:
 #   PYTHON=python3.12   the Python that creates .venv (3.10 or newer)
 #   TORCH=cpu           PyTorch without CUDA libraries, remembered for later runs
+#   JOBS=4              how many processes share the tests
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
-PYTEST := $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 tests book
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --nbval --nbval-current-env --nbval-cell-timeout=120 tests book
 
 .PHONY: help setup book notebooks browser test test-all lock clean
 

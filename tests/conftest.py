@@ -13,6 +13,16 @@ torch.set_num_threads(1)  # the tests' tensors are small: more threads gain noth
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Where processes share the tests: those of one file, the cells of one notebook and all pages of the site belong
+    together, for they share what was made for them."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = item.path.parent if item.path.parent.name == "site" else item.path
+            item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
 @pytest.fixture(scope="session")
 def test_data():
     """The folder with the sets for tests: `$ADVTRAIN_TEST_DATA`, or `shared/data` beside the repository."""
