@@ -1,11 +1,15 @@
 """What is stored in the notebooks is what their code gives, and is fit to be compared and shown."""
 
 import copy
+import re
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
+
+import advtrain as at
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools"))
@@ -59,6 +63,17 @@ link = widgets.jslink((choice, "index"), (stack, "selected_index"))
 Figure([choice, stack])"""
 
 
+def text(old, new, cell=0):
+    """A change of the cell of that number, or of the first that holds that text."""
+
+    def change(notebook):
+        chosen = next(c for c in notebook.cells if cell in c.source) if isinstance(cell, str) else notebook.cells[cell]
+        assert old in chosen.source
+        chosen.source = chosen.source.replace(old, new)
+
+    return change
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A small notebook as the runner stores it, and as it stores it after one more run."""
@@ -109,7 +124,44 @@ def test_what_the_runner_stores_is_found_good(notebook):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_chapter_is_found_good(path):
-    assert lint_notebooks.problems(nbformat.read(path, as_version=4)) == []
+    assert lint_notebooks.check(path) == []
+
+
+def test_the_book_has_ten_chapters_and_its_contents_list_them_in_order():
+    listed = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"][0]["chapters"]
+    assert [Path(entry["file"]).name for entry in listed] == [path.stem for path in NOTEBOOKS]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, 11)]
+
+
+@pytest.mark.parametrize("name", sorted(set(at.defenses.DEFENSES) - {"standard"}))
+def test_the_book_says_how_to_cite(name):
+    """One line that begins with "Cite as" and names the class, in the chapter that introduces the defense."""
+    wanted = rf"^\*\*Cite as:\*\*.*`at\.defenses\.{at.defenses.DEFENSES[name].__name__}`"
+    texts = [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
+    lines = [line for text in texts for line in text.replace("\n", " ").split("  ") if re.search(wanted, line)]
+    assert lines and all("{cite:t}" in line and "](https://" in line for line in lines)
+
+
+CHAPTER = ROOT / "book" / "02-adversarial-training.ipynb"
+SPOILED_CHAPTER = {
+    "nothing about hardware": (text("**Hardware:**", "Hardware:"), "first cell"),
+    "no further reading": (text("## Further reading", "## More", cell=-1), "Further reading"),
+    "two exercises": (text("```{exercise-start}", "```{exercise}", cell="{exercise-start} The books"), "2 exercises"),
+    "no widget": (lambda nb: [cell.update(outputs=[]) for cell in nb.cells if cell.cell_type == "code"], "kernel"),
+    "an equation out of order": (text(r"\tag{2.1}", r"\tag{2.9}", cell=r"\tag{2.1}"), "equations are to be numbered"),
+    "another chapter's number": (text(r"\tag{2.1}", r"\tag{3.1}", cell=r"\tag{2.1}"), "equations are to be numbered"),
+    "a mention of nothing": (text("## Quiz", "## Quiz\n\nSee equation (2.99).", cell="## Quiz"), "['2.99']"),
+    "a figure without a caption": (text("*Figure 2.1.", "Figure 2.1.", cell="*Figure 2.1."), "no caption"),
+    "a figure with another's number": (text("*Figure 2.1.", "*Figure 2.2.", cell="*Figure 2.1."), "figures are to be"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED_CHAPTER)
+def test_the_lint_finds_in_a_chapter(case):
+    spoil, message = SPOILED_CHAPTER[case]
+    chapter = nbformat.read(CHAPTER, as_version=4)
+    spoil(chapter)
+    assert message in "\n".join(lint_notebooks.in_chapter(chapter, 2))
 
 
 def output(notebook):
@@ -126,14 +178,6 @@ def tagged(*tags):
 
 def state(notebook):
     return notebook.metadata["widgets"][run_notebook.STATE]["state"]
-
-
-def text(old, new, cell=0):
-    def change(notebook):
-        assert old in notebook.cells[cell].source
-        notebook.cells[cell].source = notebook.cells[cell].source.replace(old, new)
-
-    return change
 
 
 def code(source):

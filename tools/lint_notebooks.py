@@ -2,7 +2,8 @@
 
 nbval compares a notebook's outputs with those of a new run. This looks at what nbval cannot see: code that was never
 run, code or outputs that were edited after the run, outputs that would differ elsewhere, damaged widgets, pictures
-without a description, exercises without a solution.
+without a description, exercises without a solution. A chapter, NN-name.ipynb, is also held to what its readers may
+rely on: what is at its top, numbered equations and figures, a figure that answers without a kernel, exercises.
 """
 
 import ast
@@ -38,6 +39,11 @@ QUIZ = re.compile(
     r'<details class="quiz" data-answer="(\d+)">\n<summary>',
     re.M,
 )
+HEAD = ("You need", "Time to learn:", "Hardware:", "Afterwards you can")
+SECTIONS = ("Exercises", "Quiz", "Take-away", "Further reading")
+TAG = re.compile(r"\\tag\{(\d+)\.(\d+)\}")
+MENTION = re.compile(r"(?:equations?|eqs?\.|and|or|to|from) \((\d+\.\d+)\)")
+CAPTION = re.compile(r"\*Figure (\d+)\.(\d+)\. [^*]{20,}")
 PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
 
 
@@ -159,6 +165,50 @@ def in_exercises(notebook):
         yield "no solution holds code"
 
 
+def figures(notebook):
+    """The cells that show a picture or a widget outside of the exercises, each with the text of the cell after it."""
+    exercise = False
+    for cell, after in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+        first = cell.source.partition("\n")[0]
+        exercise = first.startswith("```{exercise-start}") or (exercise and "{solution-end}" not in first)
+        data = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
+        if not exercise and data & {*PICTURES, VIEW}:
+            yield cell, "" if after is None or after.cell_type == "code" else after.source
+
+
+def in_numbers(number, found, what):
+    """Whether the pairs (chapter, place) count the things of one chapter."""
+    if found != [(number, place) for place in range(1, len(found) + 1)]:
+        yield f"its {what} are to be numbered {number}.1, {number}.2, ... in their order: {found}"
+
+
+def in_chapter(notebook, number, tags=()):
+    """What is wrong with it as chapter `number`; `tags` are the numbers of all equations of the book."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    head = re.findall(r"^\*\*([^*]+)\*\*", notebook.cells[0].source, re.M)
+    if head != list(HEAD):
+        yield f"its first cell begins paragraphs with {list(HEAD)}, not {head}"
+    if missing := [title for title in SECTIONS if f"\n## {title}\n" not in f"\n{text}\n"]:
+        yield f"has no section {missing}"
+    if (count := text.count("```{exercise-start}")) < 3:
+        yield f"has {count} exercises; three are the least"
+    if not shown(notebook):
+        yield "has no figure that answers without a kernel: use advtrain.widgets"
+    found = [tuple(map(int, tag)) for tag in TAG.findall(text)]
+    yield from in_numbers(number, found, "equations")
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    if not re.search(rf"#.*\({number}\.\d+\)", code):
+        yield "no comment of its code mentions an equation, as in # eq. (4.2)"
+    known = {*tags, *(f"{chapter}.{place}" for chapter, place in found)}
+    if lost := sorted(set(MENTION.findall(text + code)) - known):
+        yield f"mentions equations that there are not: {lost}"
+    captions = [CAPTION.match(after) for _, after in figures(notebook)]
+    for (cell, _), caption in zip(figures(notebook), captions, strict=True):
+        if caption is None:
+            yield f"a figure has no caption (*Figure {number}.1. ...*) in the cell after it: {cell.source[:40]!r}"
+    yield from in_numbers(number, [(int(found[1]), int(found[2])) for found in captions if found], "figures")
+
+
 def problems(notebook):
     """Everything that is wrong with a stored notebook, each as one line."""
     found = [*in_text(notebook), *in_exercises(notebook), *in_widgets(notebook)]
@@ -184,10 +234,25 @@ def problems(notebook):
     return found
 
 
+def equations(folder=BOOK):
+    """The numbers of all equations of the chapters, such as "6.3"."""
+    chapters = [nbformat.read(path, as_version=4) for path in sorted(folder.glob("*.ipynb"))]
+    sources = "\n".join(cell.source for chapter in chapters for cell in chapter.cells)
+    return {".".join(tag) for tag in TAG.findall(sources)}
+
+
+def check(path):
+    """Everything that is wrong with the notebook of that path."""
+    notebook = nbformat.read(path, as_version=4)
+    chapter = re.match(r"(\d\d)-", path.name)
+    held = in_chapter(notebook, int(chapter[1]), equations(path.parent)) if chapter else ()
+    return [*problems(notebook), *held]
+
+
 def main():
     bad = False
     for path in [Path(name) for name in sys.argv[1:]] or sorted(BOOK.glob("*.ipynb")):
-        for problem in problems(nbformat.read(path, as_version=4)):
+        for problem in check(path):
             bad = True
             print(f"{path.name}: {problem}")
     sys.exit(bad)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -97,5 +98,7 @@ def run(path):
 
 if __name__ == "__main__":
     for path in [Path(name) for name in sys.argv[1:]] or sorted(BOOK.glob("*.ipynb")):
-        print(f"running {path.name} ...", flush=True)
+        print(f"running {path.name} ...", end=" ", flush=True)
+        started = time.perf_counter()
         run(path)
+        print(f"{time.perf_counter() - started:.0f} s")
