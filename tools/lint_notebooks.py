@@ -43,7 +43,7 @@ HEAD = ("You need", "Time to learn:", "Hardware:", "Afterwards you can")
 SECTIONS = ("Exercises", "Quiz", "Take-away", "Further reading")
 TAG = re.compile(r"\\tag\{(\d+)\.(\d+)\}")
 MENTION = re.compile(r"(?:equations?|eqs?\.|and|or|to|from) \((\d+\.\d+)\)")
-CAPTION = re.compile(r"\*Figure (\d+)\.(\d+)\. [^*]{20,}")
+CAPTION = re.compile(r"\*Figure (\d+)\.(\d+)(?: \(interactive\))?\. .{20,}")
 PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
 
 
@@ -166,14 +166,15 @@ def in_exercises(notebook):
 
 
 def figures(notebook):
-    """The cells that show a picture or a widget outside of the exercises, each with the text of the cell after it."""
+    """The cells that show a picture or a widget outside of the exercises, each with the next text below it."""
     exercise = False
-    for cell, after in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+    for place, cell in enumerate(notebook.cells):
         first = cell.source.partition("\n")[0]
         exercise = first.startswith("```{exercise-start}") or (exercise and "{solution-end}" not in first)
         data = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
         if not exercise and data & {*PICTURES, VIEW}:
-            yield cell, "" if after is None or after.cell_type == "code" else after.source
+            texts = (after.source for after in notebook.cells[place + 1 :] if after.cell_type == "markdown")
+            yield cell, next(texts, "")
 
 
 def in_numbers(number, found, what):
@@ -205,7 +206,7 @@ def in_chapter(notebook, number, tags=()):
     captions = [CAPTION.match(after) for _, after in figures(notebook)]
     for (cell, _), caption in zip(figures(notebook), captions, strict=True):
         if caption is None:
-            yield f"a figure has no caption (*Figure {number}.1. ...*) in the cell after it: {cell.source[:40]!r}"
+            yield f"a figure has no caption (*Figure {number}.1. ...*) in the text after it: {cell.source[:40]!r}"
     yield from in_numbers(number, [(int(found[1]), int(found[2])) for found in captions if found], "figures")
 
 
