@@ -135,11 +135,17 @@ def test_the_book_has_ten_chapters_and_its_contents_list_them_in_order():
 
 @pytest.mark.parametrize("name", sorted(set(at.defenses.DEFENSES) - {"standard"}))
 def test_the_book_says_how_to_cite(name):
-    """One line that begins with "Cite as" and names the class, in the chapter that introduces the defense."""
-    wanted = rf"^\*\*Cite as:\*\*.*`at\.defenses\.{at.defenses.DEFENSES[name].__name__}`"
+    """In a paragraph or in a row of a table: the paper, a link to it, and the class in the package."""
+    wanted = rf"`(at\.defenses\.)?{at.defenses.DEFENSES[name].__name__}`"
     texts = [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
-    lines = [line for text in texts for line in text.replace("\n", " ").split("  ") if re.search(wanted, line)]
-    assert lines and all("{cite:t}" in line and "](https://" in line for line in lines)
+    parts = [part for text in texts for part in re.split(r"\n\n|\n(?=\|)", text)]
+    assert any("{cite:t}" in part and "](https://" in part and re.search(wanted, part) for part in parts)
+
+
+def test_labels_of_exercises_are_free_of_repetitions_throughout_the_book():
+    texts = [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
+    labels = re.findall(r"^:label: (\S+)$", "\n".join(texts), re.M)
+    assert sorted(labels) == sorted(set(labels))
 
 
 CHAPTER = ROOT / "book" / "02-adversarial-training.ipynb"
