@@ -176,8 +176,9 @@ def gradient_alignment(
 
     GradAlign of Andriushchenko and Flammarion (2020), arXiv 2007.02617, eq. 5, acts upon it. 1 means that the gradient
     points the same way wherever one asks, as that of a linear model with two classes does. Close to 0 it points
-    anywhere: a single step from x says little about the ball. The value falls when catastrophic overfitting sets in,
-    on the digits of the book from 0.6 to 0.45 where a network trained against PGD goes on with FGSM.
+    anywhere: a single step from x says little about the ball. They found on CIFAR-10 that it falls when catastrophic
+    overfitting sets in. On the digits of the book it does not tell: where a network trained against PGD goes on with
+    FGSM it falls a little, and where it goes on with PGD as well.
 
     Images whose gradient vanishes at either point have no direction and are left out, as in their code; a saturated
     softmax does that. As there, the random point x + η is not clipped to the pixel box.

@@ -61,7 +61,8 @@ def diagnose(
         seed: names the images, random starts, surrogates and noise. The same seed gives the same diagnosis.
         batch_size: images per batch.
         surrogate: a network of your own for the attacks by transfer, on the model's device; by default two small ones
-            are trained on the model's answers.
+            are trained on the model's answers. Single-step masking shows less clearly against a stranger of another
+            kind, such as a network that was itself trained against an attack: leave the default unless time is short.
         progress: show a bar; by default only in a terminal or a notebook.
 
     Returns:
