@@ -89,7 +89,9 @@ def run(path):
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
     resources = {"metadata": {"path": path.parent}}
-    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=resources, store_widget_state=True).execute()
+    NotebookClient(
+        notebook, timeout=1200, kernel_name="python3", resources=resources, store_widget_state=True
+    ).execute()
     tidy(notebook)
     partial = path.with_suffix(".partial")
     nbformat.write(notebook, partial)
