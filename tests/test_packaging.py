@@ -162,7 +162,7 @@ def test_readme_shows_what_make_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     build = "jupyter-book build . --all -W -n --keep-going"
-    test = "-m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 tests book"
+    test = "--dist loadgroup --nbval --nbval-current-env --nbval-cell-timeout=600 tests book"
     for command in [build, test]:
         assert command in makefile
         assert readme.count(command) >= 2
