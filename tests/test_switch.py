@@ -13,7 +13,11 @@ from nbclient import NotebookClient
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 SWITCH = 'SETTING = "digits"'
-CHAPTERS = [path for path in sorted(BOOK.glob("*.ipynb")) if SWITCH in path.read_text().replace('\\"', '"')]
+CHAPTERS = [
+    path
+    for path in sorted(BOOK.glob("*.ipynb"))
+    if any(SWITCH in cell.source for cell in nbformat.read(path, as_version=4).cells)
+]
 PATCH = """
 import advtrain as at
 import torch

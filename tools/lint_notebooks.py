@@ -7,6 +7,7 @@ rely on: what is at its top, numbered equations and figures, a figure that answe
 """
 
 import ast
+import functools
 import io
 import json
 import re
@@ -136,6 +137,8 @@ def in_text(notebook):
     if len(quiz) < 3 or len(quiz) != text.count('<details class="quiz"'):
         yield f"needs a quiz of three questions or more in the form that CONTRIBUTING.md shows; {len(quiz)} have it"
     for answers, right in quiz:
+        if re.search(r"^- \d+[.)]\s*$", answers, re.M):
+            yield "an answer of the quiz is a bare number with a full stop, which Markdown takes for an empty list"
         if not 1 <= int(right) <= len(re.findall(r"^- ", answers, re.M)):
             yield f"the quiz calls answer {right} right, which there is not"
 
@@ -197,17 +200,20 @@ def in_chapter(notebook, number, tags=()):
         yield "has no figure that answers without a kernel: use advtrain.widgets"
     found = [tuple(map(int, tag)) for tag in TAG.findall(text)]
     yield from in_numbers(number, found, "equations")
+    if broken := [formula for formula in text.split("$$")[1::2] if r"\tag" in formula and r"\\" in formula]:
+        yield f"a numbered formula of several lines goes into a bare align, not between $$: {broken[0].strip()[:40]!r}"
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     if not re.search(rf"#.*\({number}\.\d+\)", code):
         yield "no comment of its code mentions an equation, as in # eq. (4.2)"
     known = {*tags, *(f"{chapter}.{place}" for chapter, place in found)}
     if lost := sorted(set(MENTION.findall(text + code)) - known):
         yield f"mentions equations that there are not: {lost}"
-    captions = [CAPTION.match(after) for _, after in figures(notebook)]
-    for (cell, _), caption in zip(figures(notebook), captions, strict=True):
+    captions = [(cell, CAPTION.match(after)) for cell, after in figures(notebook)]
+    for cell, caption in captions:
         if caption is None:
             yield f"a figure has no caption (*Figure {number}.1. ...*) in the text after it: {cell.source[:40]!r}"
-    yield from in_numbers(number, [(int(found[1]), int(found[2])) for found in captions if found], "figures")
+    places = [(int(caption[1]), int(caption[2])) for _, caption in captions if caption]
+    yield from in_numbers(number, places, "figures")
 
 
 def problems(notebook):
@@ -235,11 +241,16 @@ def problems(notebook):
     return found
 
 
-def equations(folder=BOOK):
-    """The numbers of all equations of the chapters, such as "6.3"."""
+@functools.cache
+def sources(folder=BOOK):
+    """The sources of all cells of the chapters in that folder, as they are when first asked for."""
     chapters = [nbformat.read(path, as_version=4) for path in sorted(folder.glob("*.ipynb"))]
-    sources = "\n".join(cell.source for chapter in chapters for cell in chapter.cells)
-    return {".".join(tag) for tag in TAG.findall(sources)}
+    return tuple(cell.source for chapter in chapters for cell in chapter.cells)
+
+
+def equations(folder):
+    """The numbers of all equations of the chapters, such as "6.3"."""
+    return {".".join(tag) for tag in TAG.findall("\n".join(sources(folder)))}
 
 
 def check(path):

@@ -1,7 +1,7 @@
 r"""Sphinx extension: numbered equations, and links to them from the text and from the code.
 
-An equation of chapter 6 that is referred to says `\tag{6.3}`, which every notebook front end prints as (6.3). On the pages
-each mention of (6.3), in a sentence or in a comment of the code beside it, becomes a link to that equation.
+An equation of chapter 6 that is referred to says `\tag{6.3}`, which every notebook front end prints as (6.3). On the
+pages each mention of (6.3), in a sentence or in a comment of the code beside it, becomes a link to that equation.
 """
 
 import re
@@ -18,6 +18,14 @@ ELSEWHERE = (nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, n
 
 def anchor(number):
     return f"eq-{number.replace('.', '-')}"
+
+
+def address(app, page, number):
+    """The address of a numbered equation as seen from a page; None if there is no such equation."""
+    home = where(app.env).get(number)
+    if home is None:
+        return None
+    return (app.builder.get_relative_uri(page, home) if home != page else "") + f"#{anchor(number)}"
 
 
 def where(env):
@@ -54,10 +62,9 @@ class Mentions(SphinxPostTransform):
                 continue
             pieces, end = [], 0
             for found in MENTION.finditer(str(text)):
-                page = where(self.env).get(found[1])
-                if page is not None:
-                    uri = self.app.builder.get_relative_uri(self.env.docname, page) if page != self.env.docname else ""
-                    link = nodes.reference("", found[0], internal=True, refuri=f"{uri}#{anchor(found[1])}")
+                uri = address(self.app, self.env.docname, found[1])
+                if uri is not None:
+                    link = nodes.reference("", found[0], internal=True, refuri=uri)
                     pieces += [nodes.Text(str(text)[end : found.start()]), link]
                     end = found.end()
             if pieces:
@@ -73,11 +80,8 @@ def link_comments(app, pagename, templatename, context, doctree):
     """The same for comments in code."""
 
     def link(found):
-        page = where(app.env).get(found[1])
-        if page is None:
-            return found[0]
-        uri = app.builder.get_relative_uri(pagename, page) if page != pagename else ""
-        return f'<a href="{uri}#{anchor(found[1])}">{found[0]}</a>'
+        uri = address(app, pagename, found[1])
+        return found[0] if uri is None else f'<a href="{uri}">{found[0]}</a>'
 
     if "body" in context:
         context["body"] = COMMENT.sub(lambda comment: MENTION.sub(link, comment[0]), context["body"])

@@ -3,8 +3,8 @@
     ```{recorded} digits
     ```
 
-shows `book/results/digits.json`: what it is about, the table, what must not be overlooked, paired differences, and where
-the figures come from. So a figure on the page is always the file's.
+shows `book/results/digits.json`: what it is about, the table, what must not be overlooked, paired differences, and
+where the figures come from. So a figure on the page is always the file's.
 """
 
 import json
@@ -24,8 +24,9 @@ def about(results):
         versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
         commit = (entry["commit"] or "unknown")[:12] + ("+changes" if "+" in (entry["commit"] or "") else "")
         lines.append(
-            f"`{entry['command']}` at commit `{commit}`, {entry['start'][:10]}; {entry['cores']} cores of {entry['cpu']}, "
-            f"device {entry['device']}; Python {entry['python']}, {versions}."
+            f"`{entry['command']}` at commit `{commit}`, {entry['start'][:10]}; "
+            f"{entry['cores']} cores of {entry['cpu']}, device {entry['device']}; "
+            f"Python {entry['python']}, {versions}."
         )
     return lines
 
