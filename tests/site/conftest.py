@@ -177,14 +177,23 @@ def open_page(window, address, scripts=True):
 
 
 @pytest.fixture(scope="session")
-def visit(chromium):
+def windows():
+    """The windows of the readers of `visit`, by kind of reader."""
+    return {}
+
+
+@pytest.fixture
+def visit(chromium, windows):
     """A function that opens an address, in a window for each kind of reader: `visit(address, 1280, "light")`."""
-    windows = {}
+    visits = []
 
     def visit(address, width=1280, mode="light", **options):
         kind = (width, mode, str(options))
         if kind not in windows:
             windows[kind] = new_window(chromium, width, mode, **options)
-        return open_page(windows[kind], address, scripts=options.get("java_script_enabled", True))
+        visits.append(open_page(windows[kind], address, scripts=options.get("java_script_enabled", True)))
+        return visits[-1]
 
-    return visit
+    yield visit
+    for visited in visits:
+        visited.page.close()

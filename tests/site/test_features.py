@@ -32,7 +32,7 @@ def page_of(path):
 # ---- Finding --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["served", "unzipped"])
+@pytest.fixture(params=["served", "unzipped"])
 def results(request, visit):
     """A function from a query to the search results, on a server and from a local folder."""
     place = request.getfixturevalue(request.param)
@@ -43,7 +43,6 @@ def results(request, visit):
         seen.page.wait_for_function("/finished|match/.test(document.querySelector('.search-summary')?.textContent)")
         found = seen.page.locator("ul.search li a").evaluate_all("links => links.map(link => link.href)")
         assert not [line for line in seen.console if line.startswith(("error", "warning", "uncaught"))]
-        seen.page.close()
         return [link.removeprefix(root).partition("?")[0] for link in found]
 
     return results
@@ -260,7 +259,7 @@ def test_the_quiz_can_be_read_without_javascript(visit, served):
 
 
 @pytest.fixture(scope="module")
-def odd_page(tmp_path_factory, visit):
+def odd_address(tmp_path_factory):
     """A page without formulas, with figures in unusual places and quizzes in unusual shapes."""
     book = tmp_path_factory.mktemp("odd")
     for name in ["_config.yml", "pyproject.toml"]:
@@ -275,7 +274,12 @@ def odd_page(tmp_path_factory, visit):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     run_notebook.run(path)
     build_book(book, book)
-    return visit((book / "_build" / "html" / "book" / "odd.html").as_uri())
+    return (book / "_build" / "html" / "book" / "odd.html").as_uri()
+
+
+@pytest.fixture
+def odd_page(odd_address, visit):
+    return visit(odd_address)
 
 
 ODD = """# A page
