@@ -57,7 +57,8 @@ class Protocol:
     def describe(self, threat: Threat) -> str:
         """The protocol in a few words, such as "50 steps of 2/255, 10 restarts, any iterate"."""
         which = {"any": "any iterate", "last": "last iterate"}[self.keep]
-        return f"{self.steps} steps of {format_eps(self.size(threat))}, {self.restarts} restarts, {which}"
+        restarts = f"{self.restarts} restart{'s' * (self.restarts > 1)}"
+        return f"{self.steps} steps of {format_eps(self.size(threat))}, {restarts}, {which}"
 
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -783,7 +783,7 @@ def test_evaluate_takes_it_as_a_row():
     model, x, y = problem(24)
     report = at.evaluate(model, (x, y), Threat("linf", 0.03), autoattack="standard")
     assert report["autoattack"] == autoattack(model, x, y, Threat("linf", 0.03)).robust_accuracy <= report["pgd"]
-    assert "Robust is what survives AutoAttack" not in str(report)
+    assert "Call nothing robust before AutoAttack" not in str(report)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

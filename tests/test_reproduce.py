@@ -100,7 +100,7 @@ def test_a_run_is_what_the_python_api_gives(made):
         (name, row["correct"], row["verdicts"]) for name, row in there.rows.items()
     ]
     assert there.history["loss"] == [float(f"{record['loss']:.6g}") for record in here.history]
-    forwards = at.cost(defense, model, data, batch_size=8).forwards
+    forwards = at.cost(defense, model, data).forwards  # of batches of 64, as fit takes them
     assert there.forwards == pytest.approx(forwards, rel=1e-5)
     assert there.forwards_total == round(forwards * 2 * len(data.train))
     assert [(run.seed, run.method) for run in results.runs] == [(0, "fast"), (0, "pgd-2"), (1, "fast"), (1, "pgd-2")]

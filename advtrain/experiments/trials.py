@@ -85,7 +85,8 @@ def _again(config: dict[str, Any], root: str | None, device: str, weights: str) 
 def _make(config: dict[str, Any], root: str | None, device: str, more: bool = False) -> dict[str, Any]:
     seed, options, judge = config["seed"], config["fit"], config["judge"]
     data = data_of(config, root)
-    forwards = _forwards(json.dumps(config["defense"]), json.dumps(config["model"]), json.dumps(config["data"]), root)
+    parts = (json.dumps(config[part]) for part in ("defense", "model", "data"))
+    forwards = _forwards(*parts, options["batch_size"], root, device)
     started, busy = time.perf_counter(), time.process_time()
     run = _train(config, root, device)
     trained, busy = time.perf_counter(), time.process_time() - busy
@@ -151,11 +152,11 @@ def judged(data: Dataset, judge: dict[str, Any]) -> Split:
 
 
 @functools.cache
-def _forwards(defense: str, model: str, data: str, root: str | None) -> float:
+def _forwards(defense: str, model: str, data: str, batch_size: int, root: str | None, device: str) -> float:
     """Forward-equivalents of a mini-batch, counted once for all seeds."""
     loaded = data_of({"data": json.loads(data), "seed": 0}, root)
-    net = build_model(**json.loads(model), data=loaded)
-    return cost(from_config(json.loads(defense)), net, loaded, batch_size=8).forwards
+    net = build_model(**json.loads(model), data=loaded).to(device)
+    return cost(from_config(json.loads(defense)), net, loaded, batch_size=batch_size).forwards
 
 
 def columns(run: Run) -> dict[str, list[Any]]:
