@@ -5,10 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+# The tests' tensors are small: more threads gain nothing, and where several programs share the cores they wait for one
+# another most of the time. So one thread here, and in the kernels and programs that the tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-torch.set_num_threads(1)  # the tests' tensors are small: more threads gain nothing, and lose much beside other programs
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
 
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
