@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --nbval --nbval-current-env --nbval-cell-timeout=600 tests book
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 tests book
 
 .PHONY: help setup book notebooks browser test test-all lock clean
 

@@ -17,14 +17,18 @@ torch.set_num_threads(1)
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be absent
+def pytest_xdist_make_scheduler(config, log):
     """Where processes share the tests: those of one file, the cells of one notebook and all pages of the site belong
     together, for they share what was made for them."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = item.path.parent if item.path.parent.name == "site" else item.path
-            item.add_marker(pytest.mark.xdist_group(str(group)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return "tests/site" if path.startswith("tests/site/") else path
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,7 @@ def test_readme_shows_what_make_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     build = "jupyter-book build . --all -W -n --keep-going"
-    test = "-m pytest -n {} --dist loadgroup --nbval --nbval-current-env --nbval-cell-timeout=600 tests book"
+    test = "-m pytest -n {} --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 tests book"
     assert "\nJOBS ?= 2\n" in makefile
     for command in [build, test]:
         assert command.format("$(JOBS)") in makefile
