@@ -17,10 +17,16 @@ torch.set_num_threads(1)
 BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(config, items):
+    """Where processes share the tests, what takes longest comes first, so that none is left to wait at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (item.path.suffix != ".ipynb", item.path.parent.name != "site"))
+
+
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be absent
 def pytest_xdist_make_scheduler(config, log):
-    """Where processes share the tests: those of one file, the cells of one notebook and all pages of the site belong
-    together, for they share what was made for them."""
+    """Those of one file, the cells of one notebook and all pages of the site belong together: they share what was made
+    for them."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
@@ -28,6 +34,7 @@ def pytest_xdist_make_scheduler(config, log):
             path = nodeid.partition("::")[0]
             return "tests/site" if path.startswith("tests/site/") else path
 
+    config.option.loadscopereorder = False
     return Together(config, log)
 
 
