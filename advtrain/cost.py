@@ -107,8 +107,8 @@ def cost(defense: Defense, model: nn.Module, data: Any, *, batch_size: int = 64)
         model: returns logits (B, K). Only a copy of it runs: weights, buffers, gradients and modes are left as they
             were. Hooks belong to a model and are copied with it, so those that you have registered are called.
         data: a `Batch`; or whatever `fit` takes, of which the first `batch_size` training images serve.
-        batch_size: images in the mini-batch at most. The forward-equivalents hardly depend on it, but for a defense that
-            treats a fixed number of images specially, such as SAT-R1.
+        batch_size: images in the mini-batch at most. The forward-equivalents hardly depend on it, but for a defense
+            that treats a fixed number of images specially, such as SAT-R1.
 
     Returns:
         A `Cost`; `.forwards` is the number of forward-equivalents.

@@ -150,7 +150,8 @@ def interpret(rows: dict[str, Row], *, warned: bool = False) -> list[str]:
         words = f"No sign of gradient masking{' in FGSM and PGD' * warned}: {figures}. That does not rule it out."
     judged = rows.get("autoattack")
     if judged is None:
-        return [words, "An upper bound: other attacks may break more images. Call nothing robust before AutoAttack has tried."]
+        bound = "An upper bound: other attacks may break more images. Call nothing robust before AutoAttack has tried."
+        return [words, bound]
     if judged.accuracy < pgd.accuracy - FLATTERED:
         return [words, f"PGD flatters: of its {pgd.accuracy:.1%} AutoAttack leaves {judged.accuracy:.1%}."]
     if warned:
