@@ -1,4 +1,4 @@
-"""Puts the book's recorded results into the wheel, as `advtrain/recorded`. All else is in pyproject.toml."""
+"""Puts the book's recorded results and networks into the wheel, as `advtrain/recorded`. All else is in pyproject.toml."""
 
 import shutil
 from pathlib import Path
@@ -14,8 +14,11 @@ class WithResults(build_py):
             return
         target = Path(self.build_lib, "advtrain", "recorded")
         target.mkdir(parents=True, exist_ok=True)
-        for file in sorted(Path("book", "results").glob("*.json")):
-            shutil.copyfile(file, target / file.name)
+        results = Path("book", "results")
+        for file in sorted([*results.glob("*.json"), *results.glob("weights/*.safetensors")]):
+            place = target / file.relative_to(results)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 setup(cmdclass={"build_py": WithResults})

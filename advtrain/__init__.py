@@ -27,6 +27,7 @@ from .report import Report
 from .results import PairedTest, PairedTests, Results, Trial, compare, load_results, recorded
 from .rng import Rng
 from .runs import Run, load_run, version
+from .threads import side_by_side
 from .threat import Threat
 from .train import fit
 
@@ -38,7 +39,7 @@ __all__ = [
     "Speed", "Split", "Step", "Threat", "Trial", "as_dataset", "attacking", "attacks", "autoattack", "budget",
     "build_model", "calibrate", "check_results_file", "compare", "cost", "defenses", "diagnose", "errors", "evaluate",
     "experiments", "fit", "load_data", "load_model", "load_results", "load_run", "measure", "preset", "recorded",
-    "reproduce", "schedules",
+    "reproduce", "schedules", "side_by_side",
 ]  # fmt: skip
 
 

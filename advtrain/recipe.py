@@ -13,7 +13,7 @@ from torch import nn
 from .defense import Defense, trained
 from .defenses import DEFENSES
 from .errors import at_least, bad, check_kind, is_real, one_of
-from .rng import Rng
+from .rng import GLOBAL_STATE, Rng
 from .schedules import get_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -60,12 +60,18 @@ def computes_in_bf16(device: torch.device) -> bool:
 def own_global_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout draws from torch's global state: seed it for the run, and give the caller's back afterwards."""
     number = Rng(seed, "global").seed
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    before = contextlib.ExitStack()
+    with GLOBAL_STATE:
+        before.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.default_generator.manual_seed(number)  # not torch.manual_seed, which seeds every device there is
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(number)
+    try:
         yield
+    finally:
+        with GLOBAL_STATE:
+            before.close()
 
 
 @contextlib.contextmanager

@@ -8,14 +8,34 @@ replayed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import operator
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from .errors import bad
+
+GLOBAL_STATE = threading.RLock()
+"""Held by whoever sets the state of torch's global generator, so that threads do not take each other's numbers."""
+
+
+@contextlib.contextmanager
+def global_draws(seed: int | None = None) -> Iterator[None]:
+    """For layers that draw their weights from torch's global CPU generator: seeded, and as it was afterwards.
+
+    Other threads that need the generator wait meanwhile.
+
+    Args:
+        seed: nothing is seeded if not given; the draws are then of no account.
+    """
+    with GLOBAL_STATE, torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 class Rng:

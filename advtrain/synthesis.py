@@ -18,7 +18,7 @@ from .attacks.gradient import check_box
 from .checks import check_images, check_labels, check_model, check_threat
 from .errors import ModelError, at_least, bad, check_kind
 from .modes import attacking, evaluating
-from .rng import Recorded, Rng, as_rng
+from .rng import Recorded, Rng, as_rng, global_draws
 from .threat import Threat
 
 
@@ -67,7 +67,7 @@ class Generator(nn.Module):
             bad("scale", scale, "above 0", "pixels are in [0, 1]: write 1/255")
         self.scale = float(scale)
         self.grid = (4 * width, math.ceil(self.shape[1] / 4), math.ceil(self.shape[2] / 4))
-        with torch.random.fork_rng(devices=[]):  # layers draw weights that are replaced below
+        with global_draws():  # layers draw weights that are replaced below
             self.dense = nn.Linear(self.noise_dim, math.prod(self.grid))
             self.body = nn.Sequential(
                 nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1, bias=False),

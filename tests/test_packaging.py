@@ -261,9 +261,14 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         for path in (ROOT / "advtrain").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    recorded = {f"advtrain/recorded/{path.name}" for path in (ROOT / "book" / "results").glob("*.json")}
+    results = ROOT / "book" / "results"
+    recorded = {
+        f"advtrain/recorded/{path.relative_to(results).as_posix()}"
+        for path in [*results.glob("*.json"), *results.glob("weights/*.safetensors")]
+    }
     outside = {name for name in wheel if ".dist-info/" not in name}
-    assert outside == sources | recorded and recorded
+    assert outside == sources | recorded
+    assert {name.rpartition(".")[2] for name in recorded} == {"json", "safetensors"}
     assert "advtrain/py.typed" in outside
     assert any(name.endswith(".npz") for name in outside), "the digits are missing"
 

@@ -2,12 +2,17 @@
 
 import json
 import re
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import advtrain as at
 from advtrain import experiments
+from advtrain.errors import ArgumentError, FileError
+from advtrain.results.networks import weights_file
 
 FOLDER = Path(__file__).parents[1] / "book" / "results"
 SHIPPED = {name for name in experiments.names() if (FOLDER / f"{name}.json").exists()}
@@ -120,3 +125,74 @@ def test_autoattack_is_never_weaker_than_its_authors_code(oracle):
 def test_autoattack_is_faster_than_its_authors_code(oracle):
     theirs, ours = (sum(file["summary"][f"{who}_cpu_seconds"] for file in oracle) for who in ("theirs", "ours"))
     assert theirs >= 1.3 * ours and {file["settings"]["version"] for file in oracle} == {"standard"}
+
+
+SHIPPED_RUNS = (
+    "standard", "fgsm", "fast-at", "nuat", "sat-r1", "sat-r2 (λ=0.5, α=ε/4)", "sat-r3", "pgd-2", "pgd",
+)  # fmt: skip
+
+
+def test_the_networks_that_travel_are_those_that_the_documentation_names(digits):
+    files = {path.name for path in (FOLDER / "weights").iterdir()}
+    assert files == {weights_file(digits.of(method)[0]) for method in SHIPPED_RUNS}
+    assert set(re.findall(r'`"([^"]+)"`', " ".join(at.Results.run.__doc__.split()))) == set(SHIPPED_RUNS)
+
+
+@pytest.mark.parametrize("method", SHIPPED_RUNS)
+def test_a_network_that_travels_is_the_one_that_was_judged(digits, method):
+    """Up to an image or two, which rounding on another processor may decide."""
+    trial, run = digits.of(method)[0], digits.run(method)
+    assert not run.model.training and run.status == "finished" and len(run.history) == 30
+    assert run.defense.config == trial.config["defense"] and run.options["seed"] == run.provenance["seed"] == 0
+    report = at.evaluate(run.model, run.data.test, run.threat, protocol=at.Protocol(steps=1, restarts=1), progress=False)
+    for row in ("clean", "fgsm"):
+        assert abs(report.row(row).correct - trial.rows[row]["correct"]) <= 2
+
+
+def test_the_verdict_on_a_network_that_travels_can_be_reached_again(digits):
+    trial, run = digits.of("fgsm")[0], digits.run("fgsm", seed=0)
+    report = at.evaluate(run.model, run.data.test, run.threat, progress=False)
+    assert abs(report.row("pgd").correct - trial.rows["pgd"]["correct"]) <= 2 and trial.masked
+
+
+def test_a_recorded_run_can_be_kept_as_a_folder(digits, tmp_path):
+    run = digits.run("standard")
+    run.save(tmp_path / "run")
+    again = at.load_run(tmp_path / "run")
+    assert again.history == run.history and again.defense == run.defense
+    x = run.data.test.x[:4].float() / 255 if run.data.test.x.dtype == torch.uint8 else run.data.test.x[:4]
+    assert torch.equal(again.model(x), run.model(x))
+
+
+def test_a_network_that_does_not_travel_or_is_not_recorded_is_refused(digits):
+    with pytest.raises(FileError, match="'pgd' at seed 3 do not come with the package: train the network"):
+        digits.run("pgd", seed=3)
+    with pytest.raises(ArgumentError, match="seed=9"):
+        digits.run("pgd", seed=9)
+    with pytest.raises(ArgumentError, match="method='pdg'.*pgd"):
+        digits.run("pdg")
+
+
+def test_other_weights_in_place_of_the_recorded_ones_are_noticed(digits, tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    wanted, other = (weights_file(digits.of(method)[0]) for method in ("fgsm", "standard"))
+    shutil.copyfile(FOLDER / "weights" / other, tmp_path / "weights" / wanted)
+    monkeypatch.setattr("advtrain.results.networks.FOLDERS", (tmp_path, FOLDER))
+    with pytest.raises(FileError, match="damaged: these are not the weights of 'fgsm' at seed 0"):
+        digits.run("fgsm")
+    (tmp_path / "weights" / wanted).write_bytes(b"half")
+    with pytest.raises(FileError, match="damaged"):
+        digits.run("fgsm")
+
+
+def test_weights_are_kept_where_training_gives_the_recorded_ones(tmp_path):
+    """Or nowhere: on another processor it may give others, and then none may be kept under their name."""
+    script = runpy.run_path(str(FOLDER.parents[1] / "tools" / "keep_weights.py"))
+    script["main"].__globals__["FOLDER"] = tmp_path / "weights"
+    try:
+        script["main"]("digits", ["standard"])
+    except SystemExit as error:
+        assert "other weights here" in str(error) and not (tmp_path / "weights").exists()
+    else:
+        (file,) = (tmp_path / "weights").iterdir()
+        assert file.read_bytes() == (FOLDER / "weights" / file.name).read_bytes()

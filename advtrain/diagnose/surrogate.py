@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..defense import Batch
 from ..defenses import PGD, Standard
 from ..models import build_model
-from ..rng import Rng
+from ..rng import Rng, global_draws
 from ..threat import Threat
 from .subject import Subject
 
@@ -63,6 +63,5 @@ def train_strangers(
 def _network(shape: torch.Size, classes: int, seed: int) -> nn.Module:
     if min(shape[1:]) >= 8:
         return build_model("small-cnn", shape=tuple(shape), num_classes=classes, normalize=None, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with global_draws(seed):
         return nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), 128), nn.GELU(), nn.Linear(128, classes))

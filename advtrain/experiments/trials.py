@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..cost import cost
 from ..data import Dataset, Split, load_data
@@ -26,6 +25,7 @@ from ..errors import AdvtrainWarning, DataError
 from ..evaluate import Protocol, evaluate
 from ..models import build_model
 from ..recipe import find_device
+from ..results.networks import digest_of_weights
 from ..results.trial import six_digits
 from ..runs import Run, provenance
 from ..threat import Threat
@@ -60,7 +60,14 @@ def make_trial(
     return {**found, "date": now()}
 
 
-def _train(config: dict[str, Any], root: str | None, device: str) -> Run:
+def train(config: dict[str, Any], root: str | None, device: str) -> Run:
+    """The training of one run; what it warns of is in its notes.
+
+    Args:
+        config: of a `Plan`.
+        root: the data folder.
+        device: where to train.
+    """
     data = data_of(config, root)
     defense = from_config(config["defense"])
     model = build_model(**config["model"], data=data, seed=config["seed"])
@@ -76,7 +83,7 @@ def _again(config: dict[str, Any], root: str | None, device: str, weights: str) 
     """The judgement of a run that was made before, by weights that are made again."""
     if not weights:
         return {"judgement": "the file is too early to name the weights of its runs: make the run anew"}
-    run = _train(config, root, device)
+    run = train(config, root, device)
     if digest_of_weights(run.model) != weights:
         return {"judgement": "training gives other weights here than the file has: judge it where it was made"}
     return {"judgement": second_opinion(run.model, run.data, judged(run.data, config["judge"]), config)}
@@ -88,7 +95,7 @@ def _make(config: dict[str, Any], root: str | None, device: str, more: bool = Fa
     parts = (json.dumps(config[part]) for part in ("defense", "model", "data"))
     forwards = _forwards(*parts, options["batch_size"], root, device)
     started, busy = time.perf_counter(), time.process_time()
-    run = _train(config, root, device)
+    run = train(config, root, device)
     trained, busy = time.perf_counter(), time.process_time() - busy
     report = evaluate(
         run.model, judged(data, judge), Threat(**judge["threat"]), protocol=Protocol(**judge["protocol"]),
@@ -116,14 +123,6 @@ def digest_of_data(data: Dataset) -> str:
     for split in filter(None, (data.train, data.val, data.test)):
         for part in (split.x, split.y):
             found.update(part.contiguous().cpu().numpy().tobytes())
-    return found.hexdigest()
-
-
-def digest_of_weights(model: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers, in the order of their names."""
-    found = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        found.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
     return found.hexdigest()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import bad, one_of
-from ..rng import Rng
+from ..rng import Rng, global_draws
 from .base import ACTIVATIONS, Classifier
 from .lenet import LeNetPlus
 from .normalize import Normalize, Standardize
@@ -101,8 +101,8 @@ def build_model(
     # Weights are drawn on the CPU whatever the default device is, so a seed means the same weights everywhere. Only the
     # CPU generator is seeded and put back: `torch.manual_seed` would also reset those of every accelerator.
     device = torch.get_default_device()
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
-        torch.default_generator.manual_seed(Rng(seed, "weights").seed)
+    where = torch.device("meta" if device.type == "meta" else "cpu")
+    with global_draws(Rng(seed, "weights").seed), where:
         model = entry.builder(shape, num_classes, **options)
         if normalize == "image":
             model.normalize = Standardize()

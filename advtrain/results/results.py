@@ -17,8 +17,10 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import one_of
+from ..errors import bad, one_of
 from ..files import atomic, digest_of
+from ..runs import Run
+from .networks import load_trial
 from .paired import METRICS, Difference, paired
 from .table import as_html, as_markdown, as_text, table_rows
 from .trial import Trial
@@ -70,6 +72,33 @@ class Results:
         """
         one_of("method", method, self.methods)
         return sorted((run for run in self.runs if run.method == method and run.finished), key=lambda run: run.seed)
+
+    def run(self, method: str, seed: int | None = None) -> Run:
+        """A run as `advtrain.fit` returned it, network and all, instead of training once more.
+
+        >>> import advtrain as at
+        >>> at.load_results("digits").run("pgd").model.head
+        Linear(in_features=128, out_features=10, bias=True)
+
+        The weights of a few recorded runs come with the package. On the digits these are the first seeds of
+        `"standard"`, `"fgsm"`, `"fast-at"`, `"nuat"`, `"sat-r1"`, `"sat-r2 (λ=0.5, α=ε/4)"`, `"sat-r3"`, `"pgd-2"` and
+        `"pgd"`.
+
+        Args:
+            method: its label.
+            seed: that of the run; the first finished one if not given.
+
+        Returns:
+            The `Run`, its network on the CPU and in evaluation mode. Figures of the history have six digits.
+
+        Raises:
+            ArgumentError: no finished run of this label and seed.
+            FileError: its weights do not come with the package, or are not those that the results were made with.
+        """
+        runs = {run.seed: run for run in self.of(method)} or bad("method", method, "one with a finished run")
+        seed = min(runs) if seed is None else seed
+        one_of("seed", seed, runs)
+        return load_trial(runs[seed], self.provenance[runs[seed].call])
 
     def table(self) -> list[dict[str, Any]]:
         """One dict for each method, in the order of the experiment.

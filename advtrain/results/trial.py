@@ -68,6 +68,11 @@ class Trial:
         return Row(name, found["correct"], found["total"], found["details"])
 
     @property
+    def records(self) -> list[dict[str, Any]]:
+        """The history as `Run.history` has it: a dict for each epoch."""
+        return [dict(zip(self.history, row, strict=True)) for row in zip(*self.history.values(), strict=True)]
+
+    @property
     def digest(self) -> str:
         """SHA-256 of `config`."""
         return digest_of(self.config)
