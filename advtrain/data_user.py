@@ -17,6 +17,7 @@ from .checks import check_images, check_labels
 from .data_sources import channels_first
 from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_shapes, count_classes, statistics
 from .errors import DataError, bad
+from .rng import global_draws
 
 LIMIT = 4 * 2**30
 """Bytes of pixels that are held in memory at most; more has to come through a `DataLoader`."""
@@ -250,7 +251,7 @@ def _labelled(data: Any) -> int:
 
 def _first(loader: DataLoader, num_classes: int) -> Split:
     """The first batch, drawn on a copy of the global random state, which a `DataLoader` uses for its order."""
-    with torch.random.fork_rng(devices=[]):
+    with global_draws():
         batch = next(iter(loader), None)
     if batch is None:
         raise DataError("the DataLoader is empty")

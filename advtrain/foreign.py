@@ -20,6 +20,7 @@ from .factories import make, title, without_folder
 from .models import MODELS, Normalize, build_model
 from .modes import into_evaluation, place
 from .recipe import find_device, own_global_randomness
+from .rng import GLOBAL_STATE
 
 
 def load_model(
@@ -93,7 +94,7 @@ def open_model(
     if data is not None:
         check_kind("data", data, Dataset, "at.load_data(name), or at.as_dataset((x, y)), makes one")
     origin: dict[str, Any] = {"model": title(model), "options": {key: _plain(value) for key, value in options.items()}}
-    with own_global_randomness(seed, place_):
+    with GLOBAL_STATE, own_global_randomness(seed, place_):
         if isinstance(model, str) and model in MODELS:
             network = _builtin(model, options, data, layer, seed)
             if weights is None:

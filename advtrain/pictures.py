@@ -24,7 +24,8 @@ def render(drawn: Any, source: str) -> Image.Image | str:
     if hasattr(drawn, "shape"):
         return from_array(drawn, source)
     if hasattr(drawn, "savefig"):
-        drawn.savefig(file := BytesIO(), format="png", metadata={"Software": None})
+        quickly = {"compress_level": 1}  # it is decoded at once
+        drawn.savefig(file := BytesIO(), format="png", metadata={"Software": None}, pil_kwargs=quickly)
         if pyplot := sys.modules.get("matplotlib.pyplot"):
             pyplot.close(drawn)  # or the notebook would show it once more
         drawn = file.getvalue()
@@ -80,13 +81,20 @@ def sheet(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def png(image: Image.Image) -> bytes:
     """The same bytes each time, with no date and no name of a program; a palette where it is smaller and harmless."""
-    exact, files = EXACT in image.info, []
-    candidates = [image, image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)]
+    exact = EXACT in image.info
+    candidates = [image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)]
     if exact:
         candidates.append(image.convert("L"))
+    candidates = [each for each in candidates if _moved(image, each) <= (0 if exact else ROUNDING)]
+    if exact or not candidates:  # a figure in all its colours is never the smaller file, and takes long to compress
+        candidates.append(image)
+    files = []
     for candidate in candidates:
-        moved = abs(np.int16(image) - np.int16(candidate.convert("RGB"))).max()
-        if moved <= (0 if exact else ROUNDING):
-            candidate.save(file := BytesIO(), format="PNG", optimize=True)
-            files.append(file)
-    return min((file.getvalue() for file in files), key=len)
+        candidate.save(file := BytesIO(), format="PNG", optimize=True)
+        files.append(file.getvalue())
+    return min(files, key=len)
+
+
+def _moved(image: Image.Image, candidate: Image.Image) -> int:
+    """Levels by which some channel of some pixel differs at most."""
+    return int(abs(np.int16(image) - np.int16(candidate.convert("RGB"))).max())

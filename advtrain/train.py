@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from .recipe import (
     own_global_randomness,
     steady_memory,
 )
+from .rng import GLOBAL_STATE
 from .runs import Run, provenance
 from .schedules import Schedule, get_schedule
 
@@ -137,8 +139,11 @@ def fit(
         model.to(memory_format=torch.channels_last)  # tensor cores want channels last
     if not model.training:
         model.train()  # a model in evaluation mode comes from an earlier use; in training mode, frozen layers stay so
-    with own_global_randomness(seed, device), interruptible() as pause:
-        loop = Loop(run, loader, get_schedule(schedule), pause, bf16=bf16, device=device)
+    with contextlib.ExitStack() as stack:
+        with GLOBAL_STATE:  # the defense sets itself up in the loop, and may draw; threads train beside this one
+            stack.enter_context(own_global_randomness(seed, device))
+            pause = stack.enter_context(interruptible())
+            loop = Loop(run, loader, get_schedule(schedule), pause, bf16=bf16, device=device)
         with progress_bar(progress, total=epochs * len(loader), unit="step", desc=defense.name) as bar:
             try:
                 with blaming_ctrl_c(pause):

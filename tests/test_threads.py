@@ -3,6 +3,9 @@
 import copy
 import os
 import threading
+import time
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -30,6 +33,31 @@ def test_networks_built_and_trained_side_by_side_are_those_of_one_after_the_othe
     together = at.side_by_side(train, range(4))
     for seed, run in enumerate(together):
         assert torch.equal(weights(run), weights(train(seed)))
+
+
+@dataclass
+class Draws(at.Defense):
+    """A defense that begins with a global draw, as that of a generator's weights, and takes its time."""
+
+    name: ClassVar[str] = "draws"
+
+    def setup(self, model, shape, device):
+        time.sleep(0.1)
+        self.drawn = torch.rand(()).item()
+
+    def __call__(self, model, batch, progress):
+        logits = model(batch.x)
+        return at.Step(self.criterion(logits, batch.y), logits, torch.zeros_like(batch.x))
+
+
+def test_what_a_defense_draws_as_it_sets_itself_up_is_its_own(digits):
+    def drawn(seed):
+        defense = Draws(THREAT)
+        model = at.build_model("small-cnn", digits)
+        at.fit(model, defense, digits, epochs=1, seed=seed, validate_every=0, progress=False)
+        return defense.drawn
+
+    assert at.side_by_side(drawn, range(4)) == [drawn(seed) for seed in range(4)]
 
 
 def test_judgements_side_by_side_are_those_of_one_after_the_other(digits):
