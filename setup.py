@@ -1,4 +1,4 @@
-"""Puts the book's recorded results and networks into the wheel, as `advtrain/recorded`. All else is in pyproject.toml."""
+"""Puts the book's results and networks into the wheel, as `advtrain/recorded`. All else is in pyproject.toml."""
 
 import shutil
 from pathlib import Path

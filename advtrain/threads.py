@@ -24,9 +24,9 @@ def side_by_side(
     little more than the time of one. Each call has one thread of PyTorch for itself, however many there are at a time,
     so that the results do not depend on it.
 
-    `build_model`, `fit`, `evaluate` and `autoattack` give what they give one after the other, if each call has a network
-    of its own: an attack switches the modes and gradients of a network while it lasts. What draws from torch's global
-    generator while it trains, as dropout does, gets other numbers each time; the caller's state is put back.
+    `build_model`, `fit`, `evaluate` and `autoattack` give what they give one after the other, if each call has a
+    network of its own: an attack switches the modes and gradients of a network while it lasts. What draws from torch's
+    global generator while it trains, as dropout does, gets other numbers each time; the caller's state is put back.
 
     >>> side_by_side(pow, [2, 3, 4], [5, 2, 1])
     [32, 9, 4]

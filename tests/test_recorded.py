@@ -30,7 +30,11 @@ def mean(results, method, metric="pgd"):
 
 def test_the_experiments_of_the_page_are_recorded():
     page = (FOLDER.parent / "results.md").read_text(encoding="utf-8")
-    assert {"digits", "digits-tune", "mnist-sat-short"} == set(re.findall(r"```\{recorded\} (\S+)", page)) <= SHIPPED
+    assert (
+        {"digits", "digits-tune", "mnist-sat-short", "chapters"}
+        == set(re.findall(r"```\{recorded\} (\S+)", page))
+        <= SHIPPED
+    )
     assert set(re.findall(r"```\{oracle\} (\S+)", page)) == set(ORACLE)
 
 
@@ -127,24 +131,33 @@ def test_autoattack_is_faster_than_its_authors_code(oracle):
     assert theirs >= 1.3 * ours and {file["settings"]["version"] for file in oracle} == {"standard"}
 
 
-SHIPPED_RUNS = (
+OF_DIGITS = (
     "standard", "fgsm", "fast-at", "nuat", "sat-r1", "sat-r2 (λ=0.5, α=ε/4)", "sat-r3", "pgd-2", "pgd",
 )  # fmt: skip
+OF_CHAPTERS = ("sat-r1, every image, three steps (λ=0.5)", "pgd-3")
 
 
 def test_the_networks_that_travel_are_those_that_the_documentation_names(digits):
     files = {path.name for path in (FOLDER / "weights").iterdir()}
-    assert files == {weights_file(digits.of(method)[0]) for method in SHIPPED_RUNS}
-    assert set(re.findall(r'`"([^"]+)"`', " ".join(at.Results.run.__doc__.split()))) == set(SHIPPED_RUNS)
+    chapters = at.load_results(FOLDER / "chapters.json")
+    assert tuple(chapters.methods) == OF_CHAPTERS
+    runs = [*(digits.of(method)[0] for method in OF_DIGITS), *chapters.runs]
+    assert files == {weights_file(run) for run in runs} and len(files) == len(runs) == 11
+    assert set(re.findall(r'`"([^"]+)"`', " ".join(at.Results.run.__doc__.split()))) == set(OF_DIGITS)
 
 
-@pytest.mark.parametrize("method", SHIPPED_RUNS)
-def test_a_network_that_travels_is_the_one_that_was_judged(digits, method):
+@pytest.mark.parametrize(
+    ("name", "method"), [*(("digits", m) for m in OF_DIGITS), *(("chapters", m) for m in OF_CHAPTERS)]
+)
+def test_a_network_that_travels_is_the_one_that_was_judged(name, method):
     """Up to an image or two, which rounding on another processor may decide."""
-    trial, run = digits.of(method)[0], digits.run(method)
+    results = at.load_results(FOLDER / f"{name}.json")
+    trial, run = results.of(method)[0], results.run(method)
     assert not run.model.training and run.status == "finished" and len(run.history) == 30
     assert run.defense.config == trial.config["defense"] and run.options["seed"] == run.provenance["seed"] == 0
-    report = at.evaluate(run.model, run.data.test, run.threat, protocol=at.Protocol(steps=1, restarts=1), progress=False)
+    report = at.evaluate(
+        run.model, run.data.test, run.threat, protocol=at.Protocol(steps=1, restarts=1), progress=False
+    )
     for row in ("clean", "fgsm"):
         assert abs(report.row(row).correct - trial.rows[row]["correct"]) <= 2
 

@@ -1,4 +1,4 @@
-"""The networks of recorded runs, as far as their weights travel with the package: `weights/` beside the results files."""
+"""Networks of recorded runs, as far as their weights travel with the package: `weights/` beside the results files."""
 
 from __future__ import annotations
 

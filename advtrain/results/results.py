@@ -80,9 +80,9 @@ class Results:
         >>> at.load_results("digits").run("pgd").model.head
         Linear(in_features=128, out_features=10, bias=True)
 
-        The weights of a few recorded runs come with the package. On the digits these are the first seeds of
+        The weights of a few recorded runs come with the package: of `load_results("digits")` the first seeds of
         `"standard"`, `"fgsm"`, `"fast-at"`, `"nuat"`, `"sat-r1"`, `"sat-r2 (λ=0.5, α=ε/4)"`, `"sat-r3"`, `"pgd-2"` and
-        `"pgd"`.
+        `"pgd"`, and both runs of `load_results("chapters")`.
 
         Args:
             method: its label.
