@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -10,12 +12,17 @@ from time import process_time
 import click
 
 from .cost import Speed, calibrate, cost
+from .defenses import Standard
 from .errors import AdvtrainWarning, ArgumentError, FileError
 from .experiments import Experiment, check_results_file, load, names, reproduce
 from .experiments.trials import data_of, judged, one_thread
-from .models import build_model
+from .models import MODELS, build_model
 from .options import refuse
 from .results.table import count
+from .threat import Threat
+
+ROUND = 4e9
+"""Floating-point operations of a forward pass of the mini-batch that the speed of a network is measured with."""
 
 
 @click.command("reproduce", short_help="Make the results of an experiment, and the table from them.")
@@ -117,22 +124,35 @@ def estimate(experiment: Experiment, root: str | None = None) -> tuple[float, fl
     """What the runs cost: forward-equivalents of one image, and seconds on one core; training, validation, judging."""
     plan = experiment.plan()[0]
     data = data_of(plan.config, root)
-    model = build_model(**experiment.model, data=data)
     protocol = experiment.judge["protocol"]
     # An attack's step is a forward pass and one back to the image. FGSM has one of them; each verdict one pass more.
     judge = len(judged(data, experiment.judge)) * (4 + protocol["restarts"] * (2 * protocol["steps"] + 1))
-    speeds: dict[int, Speed] = {}
+    spec = {**experiment.model}
+    if "width" in MODELS[spec["name"]].options:
+        spec["width"] = 4  # passes cost each other's multiples at any width, and are counted sooner at this one
+    model = build_model(**spec, data=data)
+    speed, batch = _speed(json.dumps(experiment.model), json.dumps(plan.config["data"]), root)
     forwards = seconds = 0.0
     for method in experiment.methods:
-        fit, found = method.fit, cost(method.defense, model, data, batch_size=8)
-        size = fit["batch_size"]
-        if size not in speeds:
-            with warnings.catch_warnings(), one_thread("cpu"):
-                warnings.simplefilter("ignore", AdvtrainWarning)  # a rough figure will do
-                speeds[size] = calibrate(model, data, batch_size=size, device="cpu", seconds=0.5, clock=process_time)
+        fit, found = method.fit, cost(method.defense, model, data, batch_size=method.fit["batch_size"])
         validated = fit["epochs"] // fit["validate_every"] if fit["validate_every"] and data.val is not None else 0
         passes = judge + validated * len(data.val or ()) * (5 + 2 * fit["val_steps"])
         forwards += found.forwards * fit["epochs"] * len(data.train) + passes
-        seconds += fit["epochs"] * len(data.train) / size * speeds[size].seconds(found)
-        seconds += passes / size * speeds[size].forward
+        seconds += fit["epochs"] * len(data.train) / batch * speed.seconds(found)
+        seconds += passes / batch * speed.forward
     return forwards * len(experiment.seeds), seconds * len(experiment.seeds)
+
+
+@functools.cache
+def _speed(model: str, data: str, root: str | None) -> tuple[Speed, int]:
+    """How fast a network trains here on mini-batches of so many images: of few if it is large, as a rough figure will do.
+
+    Measured once for all experiments with the network.
+    """
+    loaded = data_of({"data": json.loads(data), "seed": 0}, root)
+    network = build_model(**json.loads(model), data=loaded)
+    flops = cost(Standard(Threat("linf", 1 / 255)), network, loaded, batch_size=2).unit / 2
+    batch = round(min(64, max(2, ROUND / flops)))
+    with warnings.catch_warnings(), one_thread("cpu"):
+        warnings.simplefilter("ignore", AdvtrainWarning)
+        return calibrate(network, loaded, batch_size=batch, device="cpu", seconds=0.5, clock=process_time), batch

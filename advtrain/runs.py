@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import datetime
 import functools
+import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -262,11 +264,13 @@ def version() -> str:
 def git_commit() -> str | None:
     """The commit of the source tree that this package is imported from, with `+changes` if it was edited; or None.
 
-    Looked up once a process: later commits are not what is running.
+    Looked up once a process: later commits are not what is running. A copy of the tree without its history is told by
+    the environment variable ADVTRAIN_COMMIT what `git rev-parse HEAD` said where it was taken.
     """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return None
+        told = os.environ.get("ADVTRAIN_COMMIT", "")
+        return told if re.fullmatch(r"[0-9a-f]{40}(\+changes)?", told) else None
     try:
 
         def git(*words: str) -> str:

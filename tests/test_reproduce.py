@@ -555,7 +555,11 @@ def test_selecting_what_cannot_be_selected_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["digist"], "error: experiment='digist' is not one of chapters, digits, digits-tune, mnist-sat"),
+        (
+            ["digist"],
+            "error: experiment='digist' is not one of chapters, cifar10-eps16, cifar10-eps8, cifar10-implicit, "
+            "cifar10-small, digits, digits-tune, mnist-sat",
+        ),
         (["nowhere.toml"], "nowhere.toml does not exist"),
         (["digits", "--method", "pdg"], "method='pdg' is not one of"),
         (["digits", "--seed", "9"], "seed=9 is not one of 0, 1, 2, 3, 4"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import advtrain as at
+from advtrain import runs
 from advtrain.files import atomic, write_json
 
 THREAT = at.Threat("linf", 0.3)
@@ -182,3 +183,11 @@ def test_a_run_without_a_folder_says_so(digits):
     with pytest.raises(at.errors.ArgumentError, match="path=None is not a folder"):
         run.save()
     assert "standard, finished after 1 epochs" in repr(run)
+
+
+@pytest.mark.parametrize("told", ["ab" * 20, "ab" * 20 + "+changes", "main", ""])
+def test_a_copy_without_its_history_is_told_its_commit(tmp_path, monkeypatch, told):
+    """And what is no commit is not taken for one."""
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "advtrain" / "runs.py"))
+    monkeypatch.setenv("ADVTRAIN_COMMIT", told)
+    assert runs.git_commit.__wrapped__() == (told if told.startswith("ab") else None)
