@@ -145,7 +145,7 @@ def estimate(experiment: Experiment, root: str | None = None) -> tuple[float, fl
 
 @functools.cache
 def _speed(model: str, data: str, root: str | None) -> tuple[Speed, int]:
-    """How fast a network trains here on mini-batches of so many images: of few if it is large, as a rough figure will do.
+    """How fast a network trains here on mini-batches of so many images: of few if it is large, as it need not be exact.
 
     Measured once for all experiments with the network.
     """
