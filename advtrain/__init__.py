@@ -23,10 +23,11 @@ from .foreign import load_model
 from .models import build_model
 from .modes import attacking
 from .presets import PRESETS, Preset, preset
+from .provenance import version
 from .report import Report
 from .results import PairedTest, PairedTests, Results, Trial, compare, load_results, recorded
 from .rng import Rng
-from .runs import Run, load_run, version
+from .runs import Run, load_run
 from .threads import side_by_side
 from .threat import Threat
 from .train import fit

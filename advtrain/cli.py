@@ -27,7 +27,7 @@ from .files import check_writable, write_json
 from .models import MODELS, build_model
 from .options import field_options, name_values, preset_options, signature_options, summary, with_preset
 from .presets import PRESETS
-from .runs import version
+from .provenance import version
 from .schedules import SCHEDULES
 from .threat import Threat
 from .train import fit

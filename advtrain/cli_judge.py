@@ -28,8 +28,9 @@ from .files import check_writable, write_json
 from .foreign import open_model
 from .modes import place
 from .options import Numbers, Radius, name_values, refuse
+from .provenance import provenance
 from .report import Report
-from .runs import Run, load_run, provenance
+from .runs import Run, load_run
 from .threat import NORMS, Threat
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from .errors import at_least
 from .recipe import find_device
 
-T = TypeVar("T")
-
 
 def side_by_side(
-    function: Callable[..., T], *arguments: Iterable[Any], device: str = "cpu", threads: int = 2
-) -> list[T]:
+    function: Callable[..., Any], *arguments: Iterable[Any], device: str = "cpu", threads: int = 2
+) -> list[Any]:
     """`list(map(function, *arguments))`, computed for a few arguments at a time.
 
     A network for 8x8 digits is too small to be divided among cores, but two such networks train beside each other in

@@ -21,6 +21,7 @@ from .loader import make_loader
 from .loop import Loop
 from .modes import place
 from .progress import progress_bar
+from .provenance import provenance
 from .recipe import (
     RECORDED,
     check_defense,
@@ -32,7 +33,7 @@ from .recipe import (
     steady_memory,
 )
 from .rng import GLOBAL_STATE
-from .runs import Run, provenance
+from .runs import Run
 from .schedules import Schedule, get_schedule
 
 

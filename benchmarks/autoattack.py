@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 import advtrain as at
 from advtrain.files import write_json
-from advtrain.runs import command_line, provenance
+from advtrain.provenance import command_line, provenance
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from advtrain.bilevel import interior
 from advtrain.cost import _flops
 from advtrain.defense import carry, gradients, trained
 from advtrain.files import write_json
-from advtrain.runs import provenance
+from advtrain.provenance import provenance
 
 
 def authors_order(defense: at.defenses.FastBAT, model: nn.Module, batch: at.Batch, lean: bool = False) -> Tensor:

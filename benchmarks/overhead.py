@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import advtrain as at
 from advtrain.files import write_json
 from advtrain.loader import make_loader
-from advtrain.runs import provenance
+from advtrain.provenance import provenance
 
 EPOCHS, BATCH, LR, SEED = 10, 128, 0.1, 0
 

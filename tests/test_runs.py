@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import advtrain as at
-from advtrain import runs
+from advtrain import provenance
 from advtrain.files import atomic, write_json
 
 THREAT = at.Threat("linf", 0.3)
@@ -188,6 +188,6 @@ def test_a_run_without_a_folder_says_so(digits):
 @pytest.mark.parametrize("told", ["ab" * 20, "ab" * 20 + "+changes", "main", ""])
 def test_a_copy_without_its_history_is_told_its_commit(tmp_path, monkeypatch, told):
     """And what is no commit is not taken for one."""
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "advtrain" / "runs.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "advtrain" / "provenance.py"))
     monkeypatch.setenv("ADVTRAIN_COMMIT", told)
-    assert runs.git_commit.__wrapped__() == (told if told.startswith("ab") else None)
+    assert provenance.git_commit.__wrapped__() == (told if told.startswith("ab") else None)

@@ -24,10 +24,11 @@ from ..defenses import from_config
 from ..errors import AdvtrainWarning, DataError
 from ..evaluate import Protocol, evaluate
 from ..models import build_model
+from ..provenance import provenance
 from ..recipe import find_device
 from ..results.networks import digest_of_weights
 from ..results.trial import six_digits
-from ..runs import Run, provenance
+from ..runs import Run
 from ..threat import Threat
 from ..train import fit
 from .judging import as_entry, second_opinion
