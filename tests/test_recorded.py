@@ -31,7 +31,7 @@ def mean(results, method, metric="pgd"):
 def test_the_experiments_of_the_page_are_recorded():
     page = (FOLDER.parent / "results.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"```\{recorded\} (\S+)", page))
-    assert shown == {"digits", "digits-tune", "mnist-sat-short", "chapters"} and shown <= SHIPPED
+    assert shown == {"digits", "digits-tune", "mnist-sat-short", "cifar10-small", "chapters"} and shown <= SHIPPED
     assert set(re.findall(r"```\{oracle\} (\S+)", page)) == set(ORACLE)
 
 
@@ -206,3 +206,15 @@ def test_weights_are_kept_where_training_gives_the_recorded_ones(tmp_path):
     else:
         (file,) = (tmp_path / "weights").iterdir()
         assert file.read_bytes() == (FOLDER / "weights" / file.name).read_bytes()
+
+
+def test_the_small_experiment_on_cifar10_shows_what_its_page_says():
+    results = at.load_results(FOLDER / "cifar10-small.json")
+    (bare,) = results.of("standard")
+    defended = [run for run in results.runs if run.method != "standard"]
+    assert 0.4 < bare["clean"] < 0.6 and bare["pgd"] < 0.05
+    for run in defended:
+        assert run["pgd"] > 0.6 * run["clean"]  # most of what it reads
+        assert abs(run["fgsm"] - run["pgd"]) < 0.02 and not run.masked
+    spread = [run["pgd"] for run in defended]
+    assert max(spread) - min(spread) < 0.05  # within what 500 images cannot tell apart
