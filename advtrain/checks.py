@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import DataError, ModelError, bad
 from .modes import evaluating
-from .rng import GLOBAL_STATE
+from .rng import global_draws
 from .threat import Threat
 
 
@@ -174,7 +174,7 @@ def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None, *, 
         ModelError: the model fails on `x`, or returns no (B, K) tensor, too few logits, NaN, or probabilities.
     """
     devices = [x.device] if x.device.type == "cuda" else []
-    with GLOBAL_STATE, torch.random.fork_rng(devices=devices), evaluating(model):
+    with global_draws(devices=devices), evaluating(model):
         try:
             logits = model(x)
         except ModelError:

@@ -134,7 +134,7 @@ def estimate(experiment: Experiment, root: str | None = None) -> tuple[float, fl
     speed, batch = _speed(json.dumps(experiment.model), json.dumps(plan.config["data"]), root)
     forwards = seconds = 0.0
     for method in experiment.methods:
-        fit, found = method.fit, cost(method.defense, model, data, batch_size=method.fit["batch_size"])
+        fit, found = method.fit, cost(method.defense, model, data, batch_size=8)
         validated = fit["epochs"] // fit["validate_every"] if fit["validate_every"] and data.val is not None else 0
         passes = judge + validated * len(data.val or ()) * (5 + 2 * fit["val_steps"])
         forwards += found.forwards * fit["epochs"] * len(data.train) + passes

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import operator
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,15 +24,16 @@ GLOBAL_STATE = threading.RLock()
 
 
 @contextlib.contextmanager
-def global_draws(seed: int | None = None) -> Iterator[None]:
-    """For layers that draw their weights from torch's global CPU generator: seeded, and as it was afterwards.
+def global_draws(seed: int | None = None, devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """For what draws from torch's global CPU generator, such as new layers: seeded, and as it was afterwards.
 
     Other threads that need the generator wait meanwhile.
 
     Args:
         seed: nothing is seeded if not given; the draws are then of no account.
+        devices: CUDA devices whose generators are put back as well.
     """
-    with GLOBAL_STATE, torch.random.fork_rng(devices=[]):
+    with GLOBAL_STATE, torch.random.fork_rng(devices=list(devices)):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         yield

@@ -170,7 +170,7 @@ def test_a_recorded_run_can_be_kept_as_a_folder(digits, tmp_path):
     run.save(tmp_path / "run")
     again = at.load_run(tmp_path / "run")
     assert again.history == run.history and again.defense == run.defense
-    x = run.data.test.x[:4].float() / 255 if run.data.test.x.dtype == torch.uint8 else run.data.test.x[:4]
+    x = run.data.test[:4].images()
     assert torch.equal(again.model(x), run.model(x))
 
 
