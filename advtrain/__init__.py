@@ -23,6 +23,7 @@ from .foreign import load_model
 from .models import build_model
 from .modes import attacking
 from .presets import PRESETS, Preset, preset
+from .processes import joined
 from .provenance import version
 from .report import Report
 from .results import PairedTest, PairedTests, Results, Trial, compare, load_results, recorded
@@ -39,8 +40,8 @@ __all__ = [
     "Defense", "Diagnosis", "PairedTest", "PairedTests", "Preset", "Protocol", "Report", "Results", "Rng", "Run",
     "Speed", "Split", "Step", "Threat", "Trial", "as_dataset", "attacking", "attacks", "autoattack", "budget",
     "build_model", "calibrate", "check_results_file", "compare", "cost", "defenses", "diagnose", "errors", "evaluate",
-    "experiments", "fit", "load_data", "load_model", "load_results", "load_run", "measure", "preset", "recorded",
-    "reproduce", "schedules", "side_by_side",
+    "experiments", "fit", "joined", "load_data", "load_model", "load_results", "load_run", "measure", "preset",
+    "recorded", "reproduce", "schedules", "side_by_side",
 ]  # fmt: skip
 
 

@@ -21,13 +21,15 @@ from .cli_diagnose import diagnose_command
 from .cli_judge import evaluate_command, source_of, verdict
 from .cli_reproduce import reproduce_command
 from .defenses import DEFENSES
-from .errors import AdvtrainError
+from .errors import AdvtrainError, ProcessLostError
 from .evaluate import evaluate
 from .files import check_writable, write_json
 from .models import MODELS, build_model
 from .options import field_options, name_values, preset_options, signature_options, summary, with_preset
 from .presets import PRESETS
+from .processes import first_alone, first_before_others, joined, rank
 from .provenance import version
+from .runs import Run
 from .schedules import SCHEDULES
 from .threat import Threat
 from .train import fit
@@ -130,18 +132,28 @@ def train(
     report_path: str | None,
     part: dict[str, dict[str, Any]],
 ) -> None:
-    """What `advtrain train` does, given parsed options."""
+    """What `advtrain train` does, given parsed options, in each process that `torchrun` may have started."""
     threat = Threat(**part["threat"])
     defense = defense(threat, **part["defense"])
-    data = data_room.load_data(data_name, seed=part["fit"]["seed"], **part["data"])
     if report_path and not judge:
         raise click.UsageError("--report needs the evaluation: leave out --no-evaluate")
-    if report_path:
-        check_writable(Path(report_path).parent, holding=Path(report_path).name, overwrite=part["fit"]["overwrite"])
-    model_name = model_name or DEFAULT_MODEL.get(data.name, "preactresnet18" if data.shape[1] >= 32 else "small-cnn")
-    model = build_model(model_name, data, seed=part["fit"]["seed"], **model_options)
-    click.echo(f"{defense.name} on {data.name} with {model_name}: {defense}")
-    run = fit(model, defense, data, **part["fit"])
+    with joined(part["fit"]["device"]) as number:
+        data = first_before_others(lambda: data_room.load_data(data_name, seed=part["fit"]["seed"], **part["data"]))
+        if report_path:
+            folder, name = Path(report_path).parent, Path(report_path).name
+            first_alone(lambda: check_writable(folder, holding=name, overwrite=part["fit"]["overwrite"]))
+        usual = "preactresnet18" if data.shape[1] >= 32 else "small-cnn"
+        model_name = model_name or DEFAULT_MODEL.get(data.name, usual)
+        model = build_model(model_name, data, seed=part["fit"]["seed"], **model_options)
+        if number == 0:
+            click.echo(f"{defense.name} on {data.name} with {model_name}: {defense}")
+        run = fit(model, defense, data, **part["fit"])
+    if number == 0:
+        tell(run, judge, report_path, part)
+
+
+def tell(run: Run, judge: bool, report_path: str | None, part: dict[str, dict[str, Any]]) -> None:
+    """Say what came of a training, judge it if that is wanted, and end with status 130 if it was interrupted."""
     for note in run.notes:
         click.echo(f"note: {note}")
     if run.history:
@@ -151,7 +163,8 @@ def train(
             f"images {last['accuracy']:.1%}; weights of epoch {run.best_epoch}"
         )
     if judge and run.status == "finished":
-        report = evaluate(run.model, data.test, threat, seed=part["fit"]["seed"], progress=part["fit"]["progress"])
+        options = {name: part["fit"][name] for name in ("seed", "progress")}
+        report = evaluate(run.model, run.data.test, run.threat, **options)
         click.echo(report)
         for path in filter(None, (run.path and run.path / "report.json", report_path)):
             write_json(path, verdict(report, "strict", source_of(run)))
@@ -200,5 +213,6 @@ def run(arguments: list[str] | None = None) -> None:
     except AdvtrainError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        click.secho(f"error: {error}", fg="red", err=True)
+        if rank() == 0 or isinstance(error, ProcessLostError):  # what all processes meet is said once
+            click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(2)

@@ -35,6 +35,10 @@ class TrainingError(AdvtrainError, RuntimeError):
     """Training cannot go on: the loss or the weights are no longer finite."""
 
 
+class ProcessLostError(TrainingError):
+    """Of several processes that train together, another one has ended before its time."""
+
+
 class AdvtrainWarning(UserWarning):
     """Something looks wrong but work goes on."""
 

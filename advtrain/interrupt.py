@@ -12,15 +12,15 @@ from .errors import TrainingError
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
-    """Hold back Ctrl-C inside the block; yields a function that raises `KeyboardInterrupt` if it was pressed.
+def interruptible(wanted: bool = True) -> Iterator[Callable[[], None]]:
+    """Hold back Ctrl-C inside the block, if that is wanted; yields what raises `KeyboardInterrupt` if it was pressed.
 
     Weights are then never left half-updated. A second Ctrl-C acts at once. Nothing changes in a thread other than the
     main one, where Python delivers no signals, and where the program ignores Ctrl-C.
     """
     pressed = told = False
     before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    if not wanted or threading.current_thread() is not threading.main_thread() or not callable(before):
         yield lambda: None
         return
 

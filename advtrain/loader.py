@@ -29,15 +29,17 @@ Triple = tuple[Tensor, Tensor, Tensor | None]
 class Loader:
     """Batches of a split that is held on the device as it is stored, one byte a pixel channel.
 
+    Several processes that train together take a part of each batch each, as equal in size as can be.
+
     Order and augmentation of epoch k come from `(seed, k)` alone: whatever was drawn or loaded before, on whichever
     device, and however large the batches, image i of epoch k looks the same.
 
-    A last batch of a single image is joined to the one before: batch normalisation has no variance to take of one image
-    whose features are 1x1, and torch refuses it, after a whole epoch of work.
+    A last batch of a single image for some process is joined to the one before: batch normalisation has no variance to
+    take of one image whose features are 1x1, and torch refuses it, after a whole epoch of work.
 
     Args:
         split: the images.
-        batch_size: images per batch.
+        batch_size: images per batch, of all processes together.
         shuffle: a new order each epoch.
         augment: a random crop after padding with `PAD` zeros, and a horizontal flip with probability ½, per image.
         drop_last: leave out a last batch that is not full.
@@ -45,9 +47,11 @@ class Loader:
         device: where the images are held and the batches come out.
         dtype: of the batches, in [0, 1].
         channels_last: memory format of the batches; faster convolutions on recent GPUs.
+        part: (number of this process, from 0; how many there are).
 
     Raises:
-        ArgumentError: a batch size that is not a positive integer, or larger than the split with `drop_last`.
+        ArgumentError: a batch size that is not a positive integer, or larger than the split with `drop_last`; fewer
+            images in a batch than processes.
     """
 
     def __init__(
@@ -62,8 +66,13 @@ class Loader:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ):
         batch_size = at_least("batch_size", batch_size, 1)
+        self.rank, self.processes = part
+        if min(batch_size, len(split)) < self.processes:
+            accepted = f"at least {self.processes}, an image for each process"
+            bad("batch_size", min(batch_size, len(split)), accepted, "start fewer processes, or take larger batches")
         if drop_last and batch_size > len(split):
             bad("batch_size", batch_size, f"at most {len(split)}, the number of images", "drop_last leaves no batch")
         self.split = split.to(device)
@@ -74,7 +83,7 @@ class Loader:
     def __len__(self) -> int:
         """Batches per epoch."""
         full, rest = divmod(len(self.split), self.batch_size)
-        joined = full > 0 and rest == 1
+        joined = full > 0 and 0 < rest < 2 * self.processes
         return full if self.drop_last or joined else full + (rest > 0)
 
     def epoch(self, number: int) -> Iterator[Triple]:
@@ -92,7 +101,7 @@ class Loader:
         starts = range(0, len(self) * self.batch_size, self.batch_size)
         for start in starts:
             end = n if start == starts[-1] and not self.drop_last else start + self.batch_size
-            index = order[start:end]
+            index = order[start:end].tensor_split(self.processes)[self.rank]
             images = x[index]
             if draws is not None:
                 images = crop_and_flip(images, draws[index])
@@ -209,6 +218,7 @@ def make_loader(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Loader | StreamLoader:
     """The loader that suits `data`, for training.
 
@@ -216,7 +226,7 @@ def make_loader(
         data: a `Dataset`, of which the training images are taken; a `DataLoader`, which keeps its own batches; or
             anything that `as_split` takes.
         augment: `data.augment` if not given.
-        batch_size, shuffle, drop_last, seed, device, dtype, channels_last: see `Loader`.
+        batch_size, shuffle, drop_last, seed, device, dtype, channels_last, part: see `Loader`.
 
     Raises:
         ArgumentError, DataError: see `Loader` and `as_split`.
@@ -228,5 +238,5 @@ def make_loader(
     augment = getattr(data, "augment", False) if augment is None else augment
     return Loader(
         as_split(source), batch_size, shuffle=shuffle, augment=augment, drop_last=drop_last, seed=seed, device=device,
-        dtype=dtype, channels_last=channels_last,
+        dtype=dtype, channels_last=channels_last, part=part,
     )  # fmt: skip

@@ -17,6 +17,8 @@ from .errors import TrainingError, bad
 from .evaluate import count_correct
 from .keeper import Keeper
 from .monitor import Monitor
+from .parallel import TrainStep, average_buffers, pooled, synchronised
+from .processes import count, gather, rank, several
 from .recipe import compiled, make_optimizer
 from .rng import Rng
 from .runs import Run
@@ -33,12 +35,14 @@ class Loop:
         self.bf16, self.device = bf16, device
         self.model, self.defense, self.options = run.model, run.defense, run.options
         self.monitor = Monitor()
-        self.rng = Rng(self.options["seed"])
+        self.rng = Rng(self.options["seed"], "rank", rank()) if several() else Rng(self.options["seed"])
         self.optimizer = make_optimizer(self.model, self.options, device)
         self.keeper = Keeper(self.model, select=self.options["select"], by=self.defense.select, ema=self.options["ema"])
         self.steps = 0
         self.defense.setup(self.model, run.data.shape, device)
         self.network = compiled(self.model, self.defense, self.options["compile"])  # what the defense is given
+        self.own = TrainStep(self.network, self.defense)
+        self.together = synchronised(self.own, device)
 
     def epoch(self, number: int, bar: Any) -> dict[str, Any]:
         """One pass over the training data, validation, and the record of both."""
@@ -67,12 +71,16 @@ class Loop:
                 seen += len(y)
                 self.pause()
             bar.update()
-        record = {"epoch": number, "loss": float(loss_sum) / seen, "accuracy": int(correct) / seen}
-        means = {key: float(value) / logged[key] for key, value in logs.items()}
-        if taken := means.keys() & {*record, "lr", "seconds", "val_clean", "val_fgsm", "val_pgd"}:
+        own = {"epoch", "loss", "accuracy", "lr", "seconds", "val_clean", "val_fgsm", "val_pgd"}
+        if taken := logs.keys() & own:
             bad("logs", sorted(taken), "names of the defense's own", "the history uses these itself")
+        sums = {"loss": (float(loss_sum), seen), "accuracy": (int(correct), seen)}
+        means = pooled(sums | {key: (float(value), logged[key]) for key, value in logs.items()})
+        record = {"epoch": number, "loss": means.pop("loss"), "accuracy": means.pop("accuracy")}
         record |= {key: value if math.isfinite(value) else None for key, value in means.items()}
         self.check_finite(record)
+        for network in dict.fromkeys((self.model, self.keeper.current)):  # in one order everywhere
+            average_buffers(network)
         record["lr"] = self.options["lr"] * rate.factor
         every = self.options["validate_every"]
         validated = (
@@ -82,7 +90,8 @@ class Loop:
             record |= self.validate()
         record["seconds"] = round(time.perf_counter() - started, 3)
         self.run.history.append(record)
-        warn = self.watch(record, constant=bool(constant))
+        only = gather(int(first) if constant else None)  # the one class that each process has ever seen answered
+        warn = self.watch(record, constant=None not in only and len(set(only)) == 1)
         self.keeper.after_epoch(record)
         self.run.best_epoch = self.keeper.epoch
         if self.run.path is not None and (validated or not every):
@@ -103,7 +112,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with self.autocast():
-                step = self.defense(self.network, batch, progress)
+                step = self.together(batch, progress)
             step.loss.backward()
         finally:
             self.defense.after_backward(self.network)
@@ -111,7 +120,7 @@ class Loop:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_grad"])
         self.optimizer.step()
         self.keeper.after_step()
-        return step
+        return step if self.own.weight is None else step._replace(loss=step.loss / self.own.weight)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where the run wants it. Without the cache: a weight that a defense displaces must be seen anew."""
@@ -127,8 +136,9 @@ class Loop:
             raise TrainingError(f"{found[0]} in epoch {record['epoch']}: {advice}")
 
     def validate(self) -> dict[str, float]:
-        """Clean, FGSM and PGD accuracy on the validation split, in [0, 1]."""
+        """Clean, FGSM and PGD accuracy on the validation split, in [0, 1]; each process looks at its share of it."""
         threat, split, model = self.defense.threat, self.run.data.val, self.keeper.current
+        part = split[rank() :: count()]
         steps = self.options["val_steps"]
         plan = {
             "val_clean": None,
@@ -138,10 +148,11 @@ class Loop:
             ),
         }
         with self.autocast():
-            return {
-                name: count_correct(model, split, attack, tick=lambda n: self.pause()) / len(split)
-                for name, attack in plan.items()
+            found = {
+                name: count_correct(model, part, attack, tick=lambda n: self.pause()) for name, attack in plan.items()
             }
+        shares = gather(found)
+        return {name: sum(each[name] for each in shares) / len(split) for name in plan}
 
     def watch(self, record: dict[str, Any], constant: bool) -> Callable[[], None]:
         """Note in the run what the monitor sees; returns what says it aloud, to be called when the epoch is safe."""
@@ -152,7 +163,7 @@ class Loop:
         self.run.notes += [message for _, message in found]
 
         def warn() -> None:
-            for category, message in found:
+            for category, message in found if rank() == 0 else ():
                 warnings.warn(message, category, stacklevel=4)
 
         return warn

@@ -1,4 +1,4 @@
-"""Any defense on several processes, each with its share of the batch: what `DistributedDataParallel` has to be told.
+"""Any defense on several processes, each with its share of the batch: what `fit` tells `DistributedDataParallel`.
 
 A defense passes images through the model many times before its loss is there, and `DistributedDataParallel` expects one
 forward for each backward. So it is given a module whose forward is the whole training step::
@@ -25,12 +25,17 @@ Give every process the same weights, the same global seed when `Defense.setup` r
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from .defense import Batch, Defense, Step
+from .processes import count, gather, several
 
 
 class TrainStep(nn.Module):
@@ -39,11 +44,15 @@ class TrainStep(nn.Module):
     Args:
         model: returns logits; its parameters are those of this module.
         defense: stays a plain object, so that nothing of it is broadcast or averaged.
+
+    Attributes:
+        weight: what the last step's loss was multiplied by, a scalar; None in a single process.
     """
 
     def __init__(self, model: nn.Module, defense: Defense):
         super().__init__()
         self.model, self.defense = model, defense
+        self.weight: Tensor | None = None
 
     def forward(self, batch: Batch, progress: float) -> Step:
         """The step on this process's images, its loss weighted so that the mean over processes is that over all images.
@@ -53,7 +62,23 @@ class TrainStep(nn.Module):
             progress: as in `Defense`.
         """
         step = self.defense(self.model, batch, progress)
-        return step._replace(loss=step.loss * share(len(batch.x), step.loss))
+        if not several():
+            return step
+        self.weight = share(len(batch.x), step.loss)
+        return step._replace(loss=step.loss * self.weight)
+
+
+def synchronised(step: TrainStep, device: torch.device) -> nn.Module:
+    """The step as all processes make it together, each keeping the same weights; in a single process, the step.
+
+    All begin with the weights and running statistics of the first.
+    """
+    if not several():
+        return step
+    place: dict[str, Any] = {"device_ids": [torch.cuda.current_device()]} if device.type == "cuda" else {}
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its old name
+    return DistributedDataParallel(step, **{name: False}, **place)
 
 
 def share(n: int, like: Tensor) -> Tensor:
@@ -67,7 +92,7 @@ def share(n: int, like: Tensor) -> Tensor:
         return torch.ones((), dtype=like.dtype, device=like.device)
     total = torch.tensor(float(n), dtype=torch.float64, device=like.device)
     dist.all_reduce(total)
-    return (n * dist.get_world_size() / total).to(like.dtype)
+    return (n * count() / total).to(like.dtype)
 
 
 def average_gradients(gradients: list[Tensor] | tuple[Tensor, ...], n: int) -> list[Tensor]:
@@ -82,7 +107,7 @@ def average_gradients(gradients: list[Tensor] | tuple[Tensor, ...], n: int) -> l
     """
     if not several() or not gradients:
         return list(gradients)
-    weight = share(n, gradients[0]) / dist.get_world_size()
+    weight = share(n, gradients[0]) / count()
     return _sum_over_processes([gradient * weight for gradient in gradients])
 
 
@@ -100,12 +125,19 @@ def average_buffers(model: nn.Module) -> None:
     buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
     if several() and buffers:
         for buffer, total in zip(buffers, _sum_over_processes(buffers), strict=True):
-            buffer.copy_(total / dist.get_world_size())
+            buffer.copy_(total / count())
 
 
-def several() -> bool:
-    """Whether this process is one of several that train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def pooled(sums: dict[str, tuple[float, int]]) -> dict[str, float]:
+    """Means over the images of all processes.
+
+    Args:
+        sums: for each name what this process has summed, and over how many images; a name may be missing here.
+    """
+    parts = gather(sums)
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: sum(total for total, _ in each) / sum(n for _, n in each) for name, each in found.items()}
 
 
 def _sum_over_processes(tensors: list[Tensor]) -> list[Tensor]:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy
 import torch
 
+from .processes import count, several
+
 
 def provenance(seed: int, device: torch.device | str) -> dict[str, Any]:
     """Where a result comes from: commit, versions, device, command, date (UTC)."""
@@ -27,6 +29,7 @@ def provenance(seed: int, device: torch.device | str) -> dict[str, Any]:
         "seed": seed,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **({"processes": count()} if several() else {}),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -40,6 +43,10 @@ def command_line() -> str:
         return "interactive"
     program = Path(sys.argv[0])
     module = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    if (here := os.environ.get("LOCAL_WORLD_SIZE")) and "TORCHELASTIC_RUN_ID" in os.environ:
+        machines = int(os.environ["WORLD_SIZE"]) // int(here)
+        nodes = ["--nnodes", str(machines)] if machines > 1 else []
+        module = ["torchrun", *nodes, "--nproc-per-node", here, *module[1:]]
     return shlex.join([*module, *sys.argv[1:]])
 
 

@@ -57,9 +57,9 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def own_global_randomness(seed: int, device: torch.device) -> Iterator[None]:
+def own_global_randomness(seed: int, device: torch.device, *key: int | str) -> Iterator[None]:
     """Dropout draws from torch's global state: seed it for the run, and give the caller's back afterwards."""
-    number = Rng(seed, "global").seed
+    number = Rng(seed, "global", *key).seed
     before = contextlib.ExitStack()
     with GLOBAL_STATE:
         before.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))

@@ -20,6 +20,7 @@ from .interrupt import blaming_ctrl_c, interruptible
 from .loader import make_loader
 from .loop import Loop
 from .modes import place
+from .processes import agree, count, first_alone, naming_the_lost, rank, several
 from .progress import progress_bar
 from .provenance import provenance
 from .recipe import (
@@ -65,6 +66,10 @@ def fit(
 ) -> Run:
     """Train `model` with `defense` on `data`.
 
+    In each of several processes of `torch.distributed` (see `joined`) the same call trains one network together: every
+    batch and the validation are shared out, gradients are averaged over images and running statistics over processes.
+    The first process alone writes to `out`, warns, shows the bar and calls `on_epoch`; all return the same weights.
+
     Args:
         model: a network that returns logits (B, K); trained in place.
         defense: the training loss, such as `advtrain.defenses.FastAT(threat)`.
@@ -72,7 +77,8 @@ def fit(
             a torch `DataLoader`. A tenth of your own is set aside for validation (none of a `DataLoader`); `as_dataset`
             gives control over that.
         epochs: passes over the data.
-        batch_size: images per batch (a `DataLoader` keeps its own).
+        batch_size: images per batch, of all processes together (a `DataLoader` keeps its own; give each of several
+            processes one with a `DistributedSampler`).
         lr: peak learning rate.
         schedule: how the rate moves between updates: cyclic, one-cycle, cosine, multistep, constant, or a paper's own
             fast-bat, n-fgsm, gradalign, nuat, trades, sat, rvs.
@@ -99,11 +105,12 @@ def fit(
 
     Returns:
         A `Run`. Ctrl-C ends training after the current step, or batch of a validation, and returns a usable run of
-        status "interrupted"; pressed twice it acts at once.
+        status "interrupted"; pressed twice it acts at once, and so it does in several processes, which it ends.
 
     Raises:
         ArgumentError, DataError, ModelError, FileError: before the first step, for input that must not be trained on.
         TrainingError: the loss is no longer finite.
+        ProcessLostError: another process that trains with this one has ended.
 
     Warns:
         OverfittingWarning: catastrophic overfitting, in the epoch in which validation shows it; or masked gradients at
@@ -128,14 +135,18 @@ def fit(
         if isinstance(part, Split):
             check_box(part.x, defense.threat)
     if out is not None:
-        check_writable(out, holding="config.json", overwrite=overwrite)
+        first_alone(lambda: check_writable(out, holding="config.json", overwrite=overwrite))
     bf16 = computes_in_bf16(device) if bf16 is None else bf16
 
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
-    run.provenance, run.path = provenance(seed, device), Path(out) if out is not None else None
+    first = rank() == 0
+    run.provenance, run.path = provenance(seed, device), Path(out) if out is not None and first else None
     on_gpu = device.type == "cuda"
     steady_memory()
-    loader = make_loader(data, batch_size, seed=seed, device=device, dtype=dtype, channels_last=on_gpu)
+    loader = make_loader(
+        data, batch_size, seed=seed, device=device, dtype=dtype, channels_last=on_gpu, part=(rank(), count())
+    )
+    agree(defense=defense.config, batches=len(loader), out=out is not None, **run.options)
     if on_gpu:
         model.to(memory_format=torch.channels_last)  # tensor cores want channels last
     if not model.training:
@@ -143,18 +154,24 @@ def fit(
     with contextlib.ExitStack() as stack:
         with GLOBAL_STATE:  # the defense sets itself up in the loop, and may draw; threads train beside this one
             stack.enter_context(own_global_randomness(seed, device))
-            pause = stack.enter_context(interruptible())
+            pause = stack.enter_context(interruptible(not several()))
             loop = Loop(run, loader, get_schedule(schedule), pause, bf16=bf16, device=device)
-        with progress_bar(progress, total=epochs * len(loader), unit="step", desc=defense.name) as bar:
+            if several():  # set up alike; from here on, dropout draws for other images in each process
+                stack.enter_context(own_global_randomness(seed, device, "rank", rank()))
+        with progress_bar(
+            progress if first else False, total=epochs * len(loader), unit="step", desc=defense.name
+        ) as bar:
             try:
-                with blaming_ctrl_c(pause):
+                with blaming_ctrl_c(pause), naming_the_lost():
                     for epoch in range(1, epochs + 1):
                         record = loop.epoch(epoch, bar)
-                        if on_epoch is not None:
+                        if on_epoch is not None and first:
                             on_epoch(record)
                         pause()
                 run.status = "finished"
             except KeyboardInterrupt:
+                if several():  # no step of all of them together can be made without this one
+                    raise
                 run.status = "interrupted"
                 which = f"of epoch {loop.keeper.epoch}" if loop.keeper.best else f"after {loop.steps} steps"
                 run.notes.append(f"interrupted after {len(run.history)} whole epochs; the weights are those {which}")

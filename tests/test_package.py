@@ -45,7 +45,7 @@ def test_files_stay_short_enough_to_read():
 
 
 FLOORS = [
-    ["errors", "files", "rng", "provenance", "interrupt", "progress", "schedules", "pictures", "widgets"],
+    ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "widgets"],
     ["threat", "modes", "batchnorm", "transport"],
     ["checks", "models", "dataset", "data_sources", "data_user", "data", "loader"],
     ["attacks", "measure", "bilevel", "features", "synthesis"],

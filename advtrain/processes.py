@@ -1,0 +1,162 @@
+"""Several processes that train as one: which of them this is, and what they tell each other.
+
+`torchrun` starts them, `joined` brings them together, and `fit` then shares the work; `parallel` says how a step is
+shared. Without any of this a program is the first of one process, and every function here gives back what it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from .errors import AdvtrainError, ProcessLostError, bad
+
+T = TypeVar("T")
+LOST = re.compile(r"closed by peer|reset by peer|broken pipe|timed out|timeout|communicator was aborted|gloo", re.I)
+
+
+def several() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def count() -> int:
+    """How many processes train together; 1 for a program on its own."""
+    return dist.get_world_size() if several() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0. The first is the one that writes files, warns and shows a bar."""
+    return dist.get_rank() if several() else 0
+
+
+@contextlib.contextmanager
+def joined(device: str = "auto") -> Iterator[int]:
+    """Bring the processes together that `torchrun` has started, for the time of the block; yields this one's `rank`.
+
+    On GPUs each process takes the one of its own number on its machine, and they talk through NCCL; on CPUs through
+    gloo. A program that was started without `torchrun` runs the block as it is::
+
+        with at.joined() as rank:  # torchrun --nproc-per-node 8 train.py
+            run = at.fit(model, defense, data, batch_size=1024, out="runs/x")
+        if rank == 0:
+            print(at.evaluate(run.model, data.test, threat))
+
+    Args:
+        device: auto, cuda or cpu, as for `fit`.
+
+    Raises:
+        ArgumentError: one GPU named for all processes, or fewer GPUs on a machine than processes.
+        ProcessLostError: another process has ended before the block has.
+    """
+    size, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    if size == 1 or several():
+        yield rank()
+        return
+    found = torch.device(
+        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
+    )
+    if found.index is not None:
+        bad("device", device, "auto, cuda or cpu", f"each of the {size} processes takes a GPU of its own")
+    options: dict[str, Any] = {"backend": "gloo"}
+    if found.type == "cuda":
+        if local >= torch.cuda.device_count():
+            wanted = os.environ.get("LOCAL_WORLD_SIZE", str(size))
+            bad("--nproc-per-node", int(wanted), f"at most {torch.cuda.device_count()}, the GPUs of this machine")
+        torch.cuda.set_device(local)
+        options = {"backend": "nccl", "device_id": torch.device("cuda", local)}
+    with naming_the_lost():
+        dist.init_process_group(**options)
+        yield dist.get_rank()
+        dist.destroy_process_group()  # not after an error: the others may be gone, and would be waited for
+
+
+@contextlib.contextmanager
+def naming_the_lost() -> Iterator[None]:
+    """Say what a broken connection to another process means."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not several() or isinstance(error, AdvtrainError):
+            raise
+        if isinstance(error, dist.DistError) or LOST.search(str(error)):
+            raise ProcessLostError(
+                f"process {rank()} of {count()} has lost another one, which has ended or was killed: see its own message. "
+                "The run folder, if there is one, holds the last epoch that was written there"
+            ) from error
+        raise
+
+
+def gather(value: T) -> list[T]:
+    """The `value` of every process, in the order of their ranks. All must call it, and it waits for the slowest."""
+    if not several():
+        return [value]
+    found: list[Any] = [None] * count()
+    with naming_the_lost():
+        dist.all_gather_object(found, value)
+    return found
+
+
+def first_alone(function: Callable[[], T]) -> T:
+    """What `function` returns or raises in the first process, in all of them; it is called in no other.
+
+    What it returns travels between processes that belong to one job, and has to be something that pickle knows.
+    """
+    if not several():
+        return function()
+    told: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            told[0] = function()
+        except Exception as error:  # the others would wait for ever
+            told[1] = error
+    with naming_the_lost():
+        dist.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
+def first_before_others(function: Callable[[], T]) -> T:
+    """What `function` returns here, after the first process has called it: a download, say, that others then find."""
+    if rank() == 0:
+        made = function()
+        gather(None)
+        return made
+    gather(None)
+    return function()
+
+
+def agree(**told: Any) -> None:
+    """Refuse, in all processes, what was not told to all of them alike.
+
+    Args:
+        **told: arguments by name, comparable and known to pickle.
+
+    Raises:
+        ArgumentError: naming the first that differs.
+    """
+    parts = gather(told)
+    for name, value in told.items():
+        if any(part[name] != parts[0][name] for part in parts):
+            theirs = ", ".join(f"{part[name]!r}" for part in parts)
+            bad(name, value, "the same in all processes", f"they were given {theirs}")
+
+
+__all__ = [
+    "agree",
+    "count",
+    "first_alone",
+    "first_before_others",
+    "gather",
+    "joined",
+    "naming_the_lost",
+    "rank",
+    "several",
+]
