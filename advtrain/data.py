@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .data_sources import SOURCES, Source, data_names, data_root, fetch, locate, read
+from .data_known import SOURCES, Source
+from .data_sources import data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split
 from .dataset import Dataset, Split, assemble, check_seed, count_classes
 from .errors import DataError, bad
@@ -35,6 +36,7 @@ def load_data(
     *,
     root: str | os.PathLike | None = None,
     val: float | int = 0.1,
+    size: int | None = None,
     seed: int = 0,
     download: bool = False,
 ) -> Dataset:
@@ -46,14 +48,17 @@ def load_data(
       mean (0.3053), std (0.3760), no augmentation
 
     Args:
-        name: `"digits"` (in the package), `"mnist"`, `"fashion-mnist"`, `"cifar10"`, `"cifar100"`; the name of any
-            other .npz file in the data folder; or a path that ends in `.npz`. Such a file holds `x_train`, `y_train`
-            and, if you like, `x_test`, `y_test` (else a fifth is taken for them) and `classes`; images are uint8 in
-            0..255 or floating in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W). Nothing in it is unpickled.
+        name: `"digits"` (in the package), `"mnist"`, `"fashion-mnist"`, `"cifar10"`, `"cifar100"`, `"svhn"` (its
+            files need scipy), `"tiny-imagenet"`; the name of any other .npz file in the data folder; or a path, with a
+            slash in it or ending in `.npz`. An .npz file holds `x_train`, `y_train` and, if you like, `x_test`,
+            `y_test` (else a fifth is taken for them) and `classes`; images are uint8 in 0..255 or floating in [0, 1],
+            (N, H, W), (N, H, W, C) or (N, C, H, W). Nothing in it is unpickled. A folder holds one folder of image
+            files for each class, or such folders in `train`, `test` and `val`, of which the first is needed.
         root: the data folder; else `$ADVTRAIN_DATA`, else `advtrain` in the user's cache folder. What torchvision
             left there is read, too.
         val: share in [0, 1) of the training images to set aside for validation, or their number; 0 for none. A share
-            is rounded to whole images.
+            is rounded to whole images. A folder's own `val` beside `test` comes first.
+        size: images of a folder are scaled and cropped around the middle to `size` x `size` pixels.
         seed: salts the hash by which they are chosen; at least 0.
         download: fetch a known set that is not here.
 
@@ -67,20 +72,21 @@ def load_data(
     """
     seed = check_seed(seed)
     path = locate(name, root, download)
-    title = path.stem if path.suffix == ".npz" else str(name)
-    source = SOURCES.get(title, Source(""))
-    arrays = read(path, title)
+    own = path.is_dir() and str(name) not in SOURCES
+    title = path.stem if path.suffix == ".npz" else path.resolve().name if own else str(name)
+    source = Source("") if own else SOURCES.get(title, Source(""))
+    arrays = read(path, os.fspath(name) if own else title, size)
     if "classes" in arrays and arrays["classes"].ndim != 1:
         bad(f"{title} classes", arrays["classes"].shape, "of shape (K,), one name for each class", kind=DataError)
     classes = source.classes or tuple(map(str, arrays.get("classes", ())))
     known = len(classes) or None
     parts = {
         kind: as_split((arrays[f"x_{kind}"], arrays[f"y_{kind}"]), num_classes=known, name=f"{title} {kind}")
-        for kind in ("train", "test")
+        for kind in ("train", "test", "val")
         if f"x_{kind}" in arrays
     }
     classes = classes or tuple(map(str, range(count_classes(*(part.y for part in parts.values())))))
-    spec = {"name": os.fspath(name), "val": val, "seed": seed}
+    spec = {"name": os.fspath(name), "val": val, "seed": seed, **({"size": size} if own else {})}
     if os.fspath(name) != title:
         spec["name"] = str(path.absolute())
     elif root is not None:
@@ -88,7 +94,7 @@ def load_data(
     return assemble(
         parts["train"],
         parts.get("test", 0.2),
-        val=val,
+        val=parts.get("val", val),
         seed=seed,
         name=title,
         classes=classes,

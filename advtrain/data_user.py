@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .checks import check_images, check_labels
-from .data_sources import channels_first
 from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_shapes, count_classes, statistics
 from .errors import DataError, bad
 from .rng import global_draws
@@ -124,6 +123,22 @@ def as_dataset(
     val, test = (part if isinstance(part, Split) else None for part in parts.values())
     mean, std = statistics(first.x)
     return Dataset(name, data, val, test, shape, num_classes, classes, mean, std, augment, None, first)
+
+
+def channels_first(x: np.ndarray, name: str) -> np.ndarray:
+    """(N, H, W), (N, H, W, C) or (N, C, H, W) as a view (N, C, H, W); channels are fewer than rows and columns.
+
+    Raises:
+        DataError: neither, or both.
+    """
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[1] < min(x.shape[2:]):
+        return x
+    if x.ndim == 4 and x.shape[3] < min(x.shape[1:3]):
+        return x.transpose(0, 3, 1, 2)
+    hint = "a torch tensor is always read as (N, C, H, W)" if x.ndim == 4 else ""
+    return bad(f"{name}.shape", x.shape, "(N, C, H, W), (N, H, W, C) or (N, H, W) beyond doubt", hint, kind=DataError)
 
 
 def _images(x: Any, name: str) -> Tensor:

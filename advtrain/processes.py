@@ -87,7 +87,7 @@ def naming_the_lost() -> Iterator[None]:
             raise
         if isinstance(error, dist.DistError) or LOST.search(str(error)):
             raise ProcessLostError(
-                f"process {rank()} of {count()} has lost another one, which has ended or was killed: see its own message. "
+                f"process {rank()} of {count()} has lost another one, which has ended or was killed: see its message. "
                 "The run folder, if there is one, holds the last epoch that was written there"
             ) from error
         raise

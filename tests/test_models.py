@@ -18,6 +18,8 @@ SMALL = {
     "small-cnn": {"width": 4},
     "lenet+": {},
     "preactresnet18": {"width": 2},
+    "preactresnet34": {"width": 2},
+    "preactresnet50": {"width": 2},
     "wideresnet": {"depth": 10, "width": 1},
 }
 
@@ -40,6 +42,8 @@ def count(name, shape, num_classes=10, **options):
         ("preactresnet18", (3, 32, 32), 10, {}, 11_172_170),
         ("preactresnet18", (3, 64, 64), 10, {}, 11_172_170),
         ("preactresnet18", (3, 32, 32), 100, {}, 11_172_170 + 90 * 513),
+        ("preactresnet34", (3, 32, 32), 10, {}, 21_280_330),
+        ("preactresnet50", (3, 32, 32), 10, {}, 23_513_162),
         ("wideresnet", (3, 32, 32), 10, {}, 36_479_194),
         ("wideresnet", (3, 32, 32), 10, {"depth": 34}, 46_160_474),
         ("wideresnet", (3, 32, 32), 10, {"depth": 28, "width": 10, "dropout": 0.3}, 36_479_194),
@@ -135,9 +139,9 @@ def test_image_normalisation_ignores_brightness_and_contrast():
     assert model.spec["normalize"] == "image"
 
 
-@pytest.mark.parametrize("name", ["preactresnet18", "wideresnet"])
+@pytest.mark.parametrize("name", ["preactresnet18", "preactresnet34", "preactresnet50", "wideresnet"])
 def test_residual_blocks_compute_what_the_reference_code_computes(name):
-    """The same weights in the reference's order of operations; the two nets differ in where the shortcut starts."""
+    """The same weights in the reference's order of operations; the nets differ in where the shortcut starts."""
     model = tiny(name).eval()
     body = model.body
     x = torch.rand(2, 3, 32, 32)
@@ -146,7 +150,9 @@ def test_residual_blocks_compute_what_the_reference_code_computes(name):
         for block in stage:
             active = F.relu(block.bn1(out))
             inner = block.conv2(F.relu(block.bn2(block.conv1(active))))
-            if name == "preactresnet18":
+            if name == "preactresnet50":
+                inner = block.conv3(F.relu(block.bn3(inner)))
+            if name in ("preactresnet18", "preactresnet34"):
                 out = inner + block.shortcut(out)
             else:
                 out = inner + (out if block.shortcut is None else block.shortcut(active))

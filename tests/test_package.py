@@ -47,7 +47,7 @@ def test_files_stay_short_enough_to_read():
 FLOORS = [
     ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "widgets"],
     ["threat", "modes", "batchnorm", "transport"],
-    ["checks", "models", "dataset", "data_sources", "data_user", "data", "loader"],
+    ["checks", "models", "dataset", "data_user", "data_folders", "data_known", "data_sources", "data", "loader"],
     ["attacks", "measure", "bilevel", "features", "synthesis"],
     ["defense", "parallel", "player"],
     ["defenses"],

@@ -14,7 +14,7 @@ from ..rng import Rng, global_draws
 from .base import ACTIVATIONS, Classifier
 from .lenet import LeNetPlus
 from .normalize import Normalize, Standardize
-from .preact_resnet import PreActResNet18
+from .preact_resnet import PreActResNet18, PreActResNet34, PreActResNet50
 from .small_cnn import SmallCNN
 from .wide_resnet import WideResNet
 
@@ -47,6 +47,8 @@ MODELS: dict[str, Entry] = {
     "small-cnn": Entry(SmallCNN),
     "lenet+": Entry(LeNetPlus),
     "preactresnet18": Entry(PreActResNet18),
+    "preactresnet34": Entry(PreActResNet34),
+    "preactresnet50": Entry(PreActResNet50),
     "wideresnet": Entry(WideResNet),
 }
 """Every model by name: one line adds one."""

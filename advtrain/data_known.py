@@ -1,0 +1,128 @@
+"""The data sets that are known by name, and who vouches for them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .data_folders import read_tiny_imagenet
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set known by name.
+
+    Args:
+        summary: one line for `advtrain list`.
+        torchvision: its class in `torchvision.datasets`, `None` where there is none.
+        folder: where its files are kept, below the root; or one of them.
+        augment: whether the literature trains on it with random crops and flips.
+        classes: names of the classes, where the sources disagree or give none.
+        digests: SHA-256 of the arrays of `ARRAYS` in hash order (x as uint8 (N, H, W, C), y as little-endian int64);
+            where it is not known, the checksums of the download alone vouch for a set.
+        read: reads what is kept below a root, and fetches it first if told to; where torchvision has no class.
+    """
+
+    summary: str
+    torchvision: str | None = None
+    folder: str = ""
+    augment: bool = False
+    classes: tuple[str, ...] | None = None
+    digests: dict[str, str] | None = field(default=None, repr=False)
+    read: Callable[[Path, bool], dict[str, np.ndarray]] | None = field(default=None, repr=False)
+
+    @property
+    def fetched(self) -> bool:
+        """Whether it comes from its authors' server."""
+        return bool(self.torchvision or self.read)
+
+    def from_torchvision(self, root: Path, download: bool) -> dict[str, np.ndarray]:
+        """The arrays as torchvision reads them below `root`."""
+        from torchvision import datasets  # a second of import time that nobody should pay for the digits
+
+        load = getattr(datasets, self.torchvision)
+        by_name = "split" in inspect.signature(load).parameters  # SVHN has three parts, the others two
+        which = [{"split": "train"}, {"split": "test"}] if by_name else [{"train": True}, {"train": False}]
+        parts = [load(root, **each, download=download) for each in which]
+        arrays = {"classes": np.array(self.classes or parts[0].classes)}
+        for kind, part in zip(("train", "test"), parts, strict=True):
+            arrays[f"x_{kind}"] = np.asarray(part.data)
+            arrays[f"y_{kind}"] = np.asarray(part.labels if by_name else part.targets, dtype=np.int64)
+        return arrays
+
+
+def _digests(*values: str) -> dict[str, str]:
+    return dict(zip(ARRAYS, values, strict=True))
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(
+        "1,797 handwritten digits, 8x8, in the package",
+        digests=_digests(
+            "ae782d8a2690b9c434a7ff17c0a0eb7d3c8459384c1a63be9a055172b697f3f6",
+            "b1b2b16dfbe6880288f5d288d6daa41d3e42b6799e23eb5b2a2a31713bc1ae77",
+            "26bfe585b899bb2025cbd8391e0ae137d93e28f3ab8a48e0da335af815b84c25",
+            "c2e37cb4d9b1877d40f182cbccf573f5740e484b67e321fa6a11a325e3d1f65b",
+        ),
+    ),
+    "mnist": Source(
+        "70,000 handwritten digits, 28x28 (LeCun et al., 1998)",
+        "MNIST",
+        "MNIST/raw",
+        classes=tuple("0123456789"),
+        digests=_digests(
+            "f90a0ce73f8499a575989ad98a465320ad6b5e0ef2ff9fc1ebd17688e1bcc399",
+            "850191a597db8afbd873af2689b51dac711a0e497a0ab1f83ed9235a3a4910c1",
+            "3d6ce811fd2717370a0ef2557ce6e94d5f0d8e65a38651df153a4b6c86afe44a",
+            "71f4464187a019ec0a6bcf405e0579782d941b9771b8f63b695d5df5c6104afd",
+        ),
+    ),
+    "fashion-mnist": Source(
+        "70,000 articles of clothing, 28x28 (Xiao et al., 2017)",
+        "FashionMNIST",
+        "FashionMNIST/raw",
+    ),
+    "cifar10": Source(
+        "60,000 photographs in 10 classes, 32x32 RGB (Krizhevsky, 2009)",
+        "CIFAR10",
+        "cifar-10-batches-py",
+        augment=True,
+        digests=_digests(
+            "32b25bb65187cdb40e66b2bd4dbb2de04f62e2d521f74c46a56f39f2afb56e96",
+            "f3310f288709b1d5f937ec6391f8e11244120dd5a1fd06df837d6d567a82aa1b",
+            "27f7d008727f5b9a8f5b01f61503d2f52d3ba7f5ffb2c331b5b82775de2e2d72",
+            "2208c2a7b2bea6724e7ab2fbc32a356589a8a5fb533ef97043ecbe6323d7d135",
+        ),
+    ),
+    "cifar100": Source(
+        "60,000 photographs in 100 classes, 32x32 RGB (Krizhevsky, 2009)",
+        "CIFAR100",
+        "cifar-100-python",
+        augment=True,
+        digests=_digests(
+            "314214c52cf8821c3fd95fc3391792a3b938be3130d8a6fa1472491c1bf41022",
+            "a30e0768231ae216e859a419e3579369b7400ee7c74d0f321da474d454ae3b67",
+            "3649f267eb9a14c4acea5df2e2b437abe44b7a6b67c2ffd653ebea273d00305e",
+            "3f74f2ccc3ec6fc2b565d8e392eb6aecdecf57b6b733caf93143772d52d8f745",
+        ),
+    ),
+    "svhn": Source(
+        "99,289 house numbers, 32x32 RGB, without the extra part (Netzer et al., 2011)",
+        "SVHN",
+        "train_32x32.mat",
+        classes=tuple("0123456789"),
+    ),
+    "tiny-imagenet": Source(
+        "110,000 photographs in 200 classes, 64x64 RGB (Le and Yang, 2015)",
+        folder="tiny-imagenet-200",
+        augment=True,
+        read=read_tiny_imagenet,
+    ),
+}
+"""Data sets by name. Any other `NAME.npz` in the data folder is one, too."""
