@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from time import process_time
+from typing import Any, NamedTuple
 
 import click
+import torch
 
-from .cost import Speed, calibrate, cost
+from .cost import Cost, Speed, calibrate, cost
+from .data_known import SOURCES
+from .dataset import Dataset, Split, count_of
+from .defense import Batch, Defense
 from .defenses import Standard
 from .errors import AdvtrainWarning, ArgumentError, FileError
 from .experiments import Experiment, check_results_file, load, names, reproduce
@@ -19,6 +26,7 @@ from .experiments.trials import data_of, judged, one_thread
 from .models import MODELS, build_model
 from .options import refuse
 from .results.table import count
+from .rng import Rng
 from .threat import Threat
 
 ROUND = 4e9
@@ -110,49 +118,118 @@ def describe(experiment: Experiment, root: str | None = None) -> str:
     runs = len(experiment.plan())
     methods = count(len(experiment.methods), "method")
     head = f"{experiment.name}: {experiment.title}\n  {methods}, {count(runs, 'run')}"
+    note = ""
     try:
-        forwards, seconds = estimate(experiment, root)
+        data_of(experiment.plan()[0].config, root)
+    except FileError as error:
+        note = f"\n  {error}"
+    try:
+        found = estimate(experiment, root)
     except (FileError, ArgumentError) as error:
         return f"{head}; {error}"
-    minutes = max(1, round(seconds / 60))
-    duration = count(minutes, "minute") if seconds < 7200 else f"{seconds / 3600:.0f} hours"
-    words = f"{head}, about {forwards:.1g} forward-equivalents of an image: {duration} on one core of this CPU"
-    return f"{words}, without --judge"
+    minutes = max(1, round(found.seconds / 60))
+    duration = count(minutes, "minute") if found.seconds < 7200 else f"{found.seconds / 3600:,.0f} hours"
+    work = f"about {found.forwards:.1g} forward-equivalents of an image, {found.flops / 1e15:.2g} PFLOP"
+    return f"{head}, {work}: {duration} on one core of this CPU, without --judge{note}"
 
 
-def estimate(experiment: Experiment, root: str | None = None) -> tuple[float, float]:
-    """What the runs cost: forward-equivalents of one image, and seconds on one core; training, validation, judging."""
+class Estimate(NamedTuple):
+    """What the runs of an experiment cost: training, validation, judging by PGD.
+
+    Args:
+        forwards: forward-equivalents of one image.
+        flops: floating-point operations.
+        seconds: on one core of this machine.
+    """
+
+    forwards: float
+    flops: float
+    seconds: float
+
+
+def estimate(experiment: Experiment, root: str | None = None) -> Estimate:
+    """What the runs cost, counted on a narrow network, and timed on a few images by this machine."""
     plan = experiment.plan()[0]
-    data = data_of(plan.config, root)
+    data = data_or_blank(plan.config, root)
     protocol = experiment.judge["protocol"]
     # An attack's step is a forward pass and one back to the image. FGSM has one of them; each verdict one pass more.
     judge = len(judged(data, experiment.judge)) * (4 + protocol["restarts"] * (2 * protocol["steps"] + 1))
-    spec = {**experiment.model}
-    if "width" in MODELS[spec["name"]].options:
-        spec["width"] = 4  # passes cost each other's multiples at any width, and are counted sooner at this one
-    model = build_model(**spec, data=data)
-    speed, batch = _speed(json.dumps(experiment.model), json.dumps(plan.config["data"]), root)
+    speed, batch, flops = _speed(json.dumps(experiment.model), json.dumps(plan.config["data"]), root)
     forwards = seconds = 0.0
     for method in experiment.methods:
-        fit, found = method.fit, cost(method.defense, model, data, batch_size=8)
+        fit, found = method.fit, _cost(method.defense, experiment.model, data.shape)
         validated = fit["epochs"] // fit["validate_every"] if fit["validate_every"] and data.val is not None else 0
         passes = judge + validated * len(data.val or ()) * (5 + 2 * fit["val_steps"])
         forwards += found.forwards * fit["epochs"] * len(data.train) + passes
         seconds += fit["epochs"] * len(data.train) / batch * speed.seconds(found)
         seconds += passes / batch * speed.forward
-    return forwards * len(experiment.seeds), seconds * len(experiment.seeds)
+    seeds = len(experiment.seeds)
+    return Estimate(forwards * seeds, forwards * seeds * flops, seconds * seeds)
+
+
+def _cost(defense: Defense, model: dict[str, Any], shape: tuple[int, int, int]) -> Cost:
+    """What a defense costs with a network, counted once for all experiments.
+
+    Passes cost each other's multiples at any width and with any number of classes, so it is counted with few of both;
+    and by how much a step is scaled, or a term weighted, does not change it, only whether it is there.
+    """
+    spec = dict(model)
+    if "width" in MODELS[spec["name"]].options:
+        spec["width"] = 4
+    spec["normalize"] = None
+    essence = {name: bool(value) if isinstance(value, float) else value for name, value in asdict(defense).items()}
+    key = json.dumps([defense.name, {**essence, "threat": defense.threat.norm}, spec, shape])
+    if key not in _COUNTED:
+        images = Rng(0).uniform(torch.empty(8, *shape), 0, 1)
+        network = build_model(**spec, shape=shape, num_classes=4)
+        _COUNTED[key] = cost(defense, network, Batch(images, torch.arange(8) % 4))
+    return _COUNTED[key]
+
+
+_COUNTED: dict[str, Cost] = {}
+
+
+def data_or_blank(config: dict[str, Any], root: str | None) -> Dataset:
+    """The data of a run, or of a known set that is not at hand as many equal images, which take no memory.
+
+    Raises:
+        FileError: they are not at hand, and their number is not known.
+    """
+    try:
+        return data_of(config, root)
+    except FileError:
+        name, val = config["data"]["name"], config["data"]["val"]
+        source = SOURCES.get(name)
+        if source is None or source.size is None:
+            raise
+    shape, (train, test), classes = source.size
+    kept, image = (
+        count_of(val, train, "val"),
+        (255 * torch.arange(math.prod(shape)) % 510).to(torch.uint8).view(1, *shape),
+    )
+    blank = {
+        part: Split(image.expand(n, *shape), torch.arange(n) % classes)
+        for part, n in (("train", train - kept), ("val", kept), ("test", test))
+    }
+    statistics = (0.5,) * shape[0], (0.25,) * shape[0]
+    names = tuple(map(str, range(classes)))
+    parts = blank["train"], blank["val"] if kept else None, blank["test"]
+    return Dataset(name, *parts, shape, classes, names, *statistics, source.augment)
 
 
 @functools.cache
-def _speed(model: str, data: str, root: str | None) -> tuple[Speed, int]:
-    """How fast a network trains here on mini-batches of so many images: of few if it is large, as it need not be exact.
+def _speed(model: str, data: str, root: str | None) -> tuple[Speed, int, float]:
+    """How fast a network trains here on mini-batches of so many images, and the operations of a pass of one image.
+
+    The mini-batch is small for a large network, as the figure need not be exact.
 
     Measured once for all experiments with the network.
     """
-    loaded = data_of({"data": json.loads(data), "seed": 0}, root)
+    loaded = data_or_blank({"data": json.loads(data), "seed": 0}, root)
     network = build_model(**json.loads(model), data=loaded)
     flops = cost(Standard(Threat("linf", 1 / 255)), network, loaded, batch_size=2).unit / 2
     batch = round(min(64, max(2, ROUND / flops)))
     with warnings.catch_warnings(), one_thread("cpu"):
         warnings.simplefilter("ignore", AdvtrainWarning)
-        return calibrate(network, loaded, batch_size=batch, device="cpu", seconds=0.5, clock=process_time), batch
+        found = calibrate(network, loaded, batch_size=batch, device="cpu", seconds=0.5, clock=process_time)
+    return found, batch, flops

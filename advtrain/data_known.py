@@ -22,6 +22,7 @@ class Source:
         summary: one line for `advtrain list`.
         torchvision: its class in `torchvision.datasets`, `None` where there is none.
         folder: where its files are kept, below the root; or one of them.
+        size: the shape (C, H, W) of an image, the numbers of training and test images, and that of the classes.
         augment: whether the literature trains on it with random crops and flips.
         classes: names of the classes, where the sources disagree or give none.
         digests: SHA-256 of the arrays of `ARRAYS` in hash order (x as uint8 (N, H, W, C), y as little-endian int64);
@@ -32,6 +33,7 @@ class Source:
     summary: str
     torchvision: str | None = None
     folder: str = ""
+    size: tuple[tuple[int, int, int], tuple[int, int], int] | None = None
     augment: bool = False
     classes: tuple[str, ...] | None = None
     digests: dict[str, str] | None = field(default=None, repr=False)
@@ -75,6 +77,7 @@ SOURCES: dict[str, Source] = {
         "70,000 handwritten digits, 28x28 (LeCun et al., 1998)",
         "MNIST",
         "MNIST/raw",
+        size=((1, 28, 28), (60_000, 10_000), 10),
         classes=tuple("0123456789"),
         digests=_digests(
             "f90a0ce73f8499a575989ad98a465320ad6b5e0ef2ff9fc1ebd17688e1bcc399",
@@ -87,11 +90,13 @@ SOURCES: dict[str, Source] = {
         "70,000 articles of clothing, 28x28 (Xiao et al., 2017)",
         "FashionMNIST",
         "FashionMNIST/raw",
+        size=((1, 28, 28), (60_000, 10_000), 10),
     ),
     "cifar10": Source(
         "60,000 photographs in 10 classes, 32x32 RGB (Krizhevsky, 2009)",
         "CIFAR10",
         "cifar-10-batches-py",
+        size=((3, 32, 32), (50_000, 10_000), 10),
         augment=True,
         digests=_digests(
             "32b25bb65187cdb40e66b2bd4dbb2de04f62e2d521f74c46a56f39f2afb56e96",
@@ -104,6 +109,7 @@ SOURCES: dict[str, Source] = {
         "60,000 photographs in 100 classes, 32x32 RGB (Krizhevsky, 2009)",
         "CIFAR100",
         "cifar-100-python",
+        size=((3, 32, 32), (50_000, 10_000), 100),
         augment=True,
         digests=_digests(
             "314214c52cf8821c3fd95fc3391792a3b938be3130d8a6fa1472491c1bf41022",
@@ -116,11 +122,13 @@ SOURCES: dict[str, Source] = {
         "99,289 house numbers, 32x32 RGB, without the extra part (Netzer et al., 2011)",
         "SVHN",
         "train_32x32.mat",
+        size=((3, 32, 32), (73_257, 26_032), 10),
         classes=tuple("0123456789"),
     ),
     "tiny-imagenet": Source(
         "110,000 photographs in 200 classes, 64x64 RGB (Le and Yang, 2015)",
         folder="tiny-imagenet-200",
+        size=((3, 64, 64), (100_000, 10_000), 200),
         augment=True,
         read=read_tiny_imagenet,
     ),

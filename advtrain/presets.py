@@ -87,6 +87,15 @@ _SAT_WIDE = (
     "they split 40,000/10,000 and select by I-FGSM of 3 steps"
 )
 _SAT_MNIST = "the authors split 50,000/10,000 and select by I-FGSM of 3 steps"
+_ZHANG_OTHERS = {
+    "cifar100": "the authors also turn images by up to 15 degrees",
+    "svhn": "the authors leave out the last batch that is not full",
+    "tiny-imagenet": "the authors split the validation part in two, and normalise by ImageNet's mean and deviation",
+}
+_ZHANG_WIDE = (
+    "the authors' WRN-28-10 has a block more in each stage than its name says, hence depth 34, draws its weights with "
+    "the input's variance and begins with a last layer of zeros"
+)
 _NUAT = (
     "NuAT-WA; the authors' network is a ResNet-18 without normalisation; they split 49,000/1,000 and choose the "
     "checkpoint by I-FGSM of 7 steps"
@@ -123,6 +132,12 @@ def _published() -> list[Preset]:
         cifar("pgd", eps, {"steps": 2, "rel_step": 0.5}, _FAST_BAT, ZHANG, f"PGD-2-AT; {_ONE_START}")
         alignment = {"lam": _ALIGNMENT[eps], "code": "fast-bat"}
         cifar("gradalign", eps, alignment, _FAST_BAT, ZHANG, f"FAST-AT-GA; {_ONE_START}", **tag)
+    for data, note in _ZHANG_OTHERS.items():
+        cifar("fast-bat", 8, {}, _FAST_BAT, ZHANG, f"{note}; {_ONE_START}", data=data)
+    for model in ("preactresnet34", "preactresnet50"):
+        cifar("fast-bat", 8, {}, _FAST_BAT, ZHANG, _ONE_START, model=model)
+    wrn = {"model": "wideresnet", "model_options": {"depth": 34, "dropout": 0.1}}
+    cifar("fast-bat", 8, {}, _FAST_BAT, ZHANG, f"{_ZHANG_WIDE}; {_ONE_START}", **wrn)
     for eps, lam in _ALIGNMENT.items():
         fit = {**_SGD, "epochs": 30, "lr": 0.3, "schedule": "gradalign"}
         cifar("gradalign", eps, {"lam": lam}, fit, "tml-epfl/understanding-fast-adv-training, arXiv 2007.02617", _HALF)

@@ -86,9 +86,7 @@ def test_scaling_keeps_the_middle(tmp_path):
             pixels[:, 10:20] = 200 - number  # the middle third, which is square
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
     data = load_data(tmp_path, size=5)
-    assert (
-        data.train.x[..., 1:4].min() >= 198 and data.train.x[..., [0, 4]].min() >= 150
-    )  # edges are mixed
+    assert data.train.x[..., 1:4].min() >= 198 and data.train.x[..., [0, 4]].min() >= 150  # edges are mixed
 
 
 def test_grey_images_have_one_channel_if_all_are_grey(tmp_path):

@@ -49,6 +49,13 @@ PUBLISHED = {
     "fast-at/cifar10-preactresnet18-eps16": ({"rel_step": 1.25, "bn": "train"}, ZHANG),
     "fast-bat/cifar10-preactresnet18-eps8": ({"alpha": 5000 / 255, **FAST_BAT}, ZHANG),
     "fast-bat/cifar10-preactresnet18-eps16": ({"alpha": 2000 / 255, **FAST_BAT}, ZHANG),
+    **{
+        f"fast-bat/{where}-eps8": ({"alpha": 5000 / 255, **FAST_BAT}, ZHANG)
+        for where in (
+            "cifar100-preactresnet18", "svhn-preactresnet18", "tiny-imagenet-preactresnet18", "cifar10-preactresnet34",
+            "cifar10-preactresnet50", "cifar10-wideresnet",
+        )
+    },
     "pgd/cifar10-preactresnet18-eps8": (PGD_2, ZHANG),
     "pgd/cifar10-preactresnet18-eps16": (PGD_2, ZHANG),
     **{
@@ -137,6 +144,8 @@ def test_what_is_not_as_it_was_there_is_noted():
         "fast-at/cifar10-preactresnet18-eps8": ("50,000", "val=0", "float16"),
         "fgsm/cifar10-preactresnet18-eps8": ("start at zero", "50,000"),
         "fast-bat/cifar10-preactresnet18-eps8": ("10 starts", "one start"),
+        "fast-bat/cifar100-preactresnet18-eps8": ("15 degrees", "one start"),
+        "fast-bat/cifar10-wideresnet-eps8": ("a block more", "depth 34"),
         "gradalign/cifar10-preactresnet18-eps8": ("50,000", "val=0"),
         "n-fgsm/cifar100-preactresnet18-eps8": ("50,000", "val=0"),
         "nuat/cifar10-preactresnet18-eps8": ("ResNet-18", "49,000/1,000", "I-FGSM of 7 steps"),
