@@ -150,8 +150,8 @@ class Scale(Recorded):
             "passes are done with before the next begins.",
             "**Time.** A GPU that sustains $F$ operations per second takes so many operations over $F$ for an epoch. "
             f"For FAST-BAT with the largest network, at $F = 200$ TFLOP/s, that is {epoch / 60:.0f} minutes; thirty "
-            f"epochs take {30 * epoch / 3600:.1f} hours of one GPU. This is a calculation, and not a measurement: nothing in "
-            "this project was trained on ImageNet.",
+            f"epochs take {30 * epoch / 3600:.1f} hours of one GPU. This is a calculation, and not a measurement: "
+            "nothing in this project was trained on ImageNet.",
             "**Messages.** Summing $M$ bytes among $N$ processes, a ring sends $2 M (N - 1) / N$ bytes from each to "
             "the next. For the largest network and eight processes, with 100 Gbit/s between them, that takes "
             f"{1000 * message:.0f} ms, beside {1000 * step:.0f} ms for a step of FAST-BAT on 64 images at 200 TFLOP/s. "
