@@ -40,6 +40,30 @@ def test_an_epoch_visits_every_image_once_with_its_label_and_position(n, size, s
     assert len(parts[-1][1]) > 1 or 1 in (n, size), "no image is left alone in a batch"
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 5), st.booleans())
+def test_processes_share_out_every_batch_evenly_and_see_what_one_would_see(n, size, processes, shuffle):
+    split, options = split_of(n), {"shuffle": shuffle, "augment": True, "seed": 3}
+    if min(n, size) < processes:
+        with pytest.raises(ArgumentError, match=f"batch_size={min(n, size)} is not at least {processes}, an image for"):
+            Loader(split, size, **options, part=(0, processes))
+        return
+    loaders = [Loader(split, size, **options, part=(rank, processes)) for rank in range(processes)]
+    shares = [list(loader.epoch(2)) for loader in loaders]
+    assert {len(share) for share in shares} == {len(loaders[0])}
+    seen = []
+    for number, step in enumerate(zip(*shares, strict=True)):
+        sizes = [len(y) for _, y, _ in step]
+        assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+        assert min(sizes) > 1 or number == 0 or size < 2 * processes, "no image is left alone in a process"
+        seen += [torch.cat(part) for part in zip(*((x, index) for x, _, index in step), strict=True)]
+    x, index = torch.cat(seen[0::2]), torch.cat(seen[1::2])
+    assert sorted(index.tolist()) == list(range(n))
+    whole = Loader(split, n, **options)  # an image looks the same whatever the batch size
+    ((expected, _, order),) = whole.epoch(2)
+    assert torch.equal(x, expected[[order.tolist().index(k) for k in index.tolist()]])
+
+
 def test_a_last_image_alone_joins_the_batch_before_so_that_batch_norm_works():
     loader = Loader(split_of(13, shape=(3, 1, 1)), 4, shuffle=True)
     parts = list(loader.epoch(0))
