@@ -48,6 +48,9 @@ def joined(device: str = "auto") -> Iterator[int]:
         if rank == 0:
             print(at.evaluate(run.model, data.test, threat))
 
+    What trains is called by all of them alike: `fit`, and `cost` and `calibrate`, which make steps, too. The judges
+    work for the process that calls them.
+
     Args:
         device: auto, cuda or cpu, as for `fit`.
 

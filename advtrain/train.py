@@ -146,7 +146,8 @@ def fit(
     loader = make_loader(
         data, batch_size, seed=seed, device=device, dtype=dtype, channels_last=on_gpu, part=(rank(), count())
     )
-    agree(defense=defense.config, batches=len(loader), out=out is not None, **run.options)
+    if several():
+        agree(defense=defense.config, batches=len(loader), out=out is not None, **run.options)
     if on_gpu:
         model.to(memory_format=torch.channels_last)  # tensor cores want channels last
     if not model.training:
