@@ -12,7 +12,9 @@ Three things in one run, the ways by turns, of each the median:
   are a forward and backward pass for the weights, as one standard update makes it, and a forward and backward pass for
   the pixels, as an attack step makes it, on one resident batch and with nothing else. A defense of c
   forward-equivalents (see `at.cost`) with u updates needs u of the former, which are 3 each, and (c - 3u) / 2 of the
-  latter.
+  latter. GradAlign and FAST-BAT also differentiate a backward pass, which is a third kind: forward, backward to the
+  pixels, and backward through both to the weights; GradAlign needs two of them, FAST-BAT one, and so much less of the
+  second kind. The transport of RvS is no pass, and is not among the bare ones.
 - **FAST-BAT as one would write it after its authors' code**: torchvision's transforms image by image in a `DataLoader`
   with two workers, float32, the gradients in the authors' order of operations, `.item()` at each step.
 
@@ -36,12 +38,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip, ToPILImage, ToTensor
 
 import advtrain as at
+from advtrain.cost import _flops
 from advtrain.files import write_json
 from advtrain.provenance import provenance
 from advtrain.recipe import computes_in_bf16, find_device, steady_memory
 
 THREAT = at.Threat("linf", 8 / 255)
 LR = 0.1
+BARE = ("weights", "pixels", "double")  # methods of `Passes`
+DOUBLE = {"gradalign": 2, "fast-bat": 1}  # how often a defense differentiates a backward pass
 
 
 def wait(device: torch.device) -> None:
@@ -103,6 +108,13 @@ class Passes:
         with at.attacking(self.model, "train"):
             x = self.x.detach().requires_grad_()
             torch.autograd.grad(self.loss(x), x)
+
+    def double(self) -> None:
+        """Forward, backward to the pixels, and backward through both to the weights."""
+        self.model.zero_grad(set_to_none=True)
+        x = self.x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self.loss(x), x, create_graph=True)
+        (slope * self.x).sum().backward()
 
 
 def by_fit(
@@ -169,9 +181,10 @@ def main() -> None:
         name: at.cost(at.defenses.DEFENSES[name](THREAT), build(), data, batch_size=32) for name in options.defenses
     }
     per_image = next(iter(counted.values())).unit / 32
-    times: dict[str, list[float]] = {name: [] for name in ("weights", "pixels", "straightforward", *options.defenses)}
+    double = _flops(passes.double) / n / per_image
+    times: dict[str, list[float]] = {name: [] for name in (*BARE, "straightforward", *options.defenses)}
     for number in range(options.rounds):
-        for name in ("weights", "pixels"):
+        for name in BARE:
             times[name].append(n / seconds_of(getattr(passes, name), device, 10))
         for name in options.defenses if number % 2 else reversed(options.defenses):
             times[name].append(by_fit(build, at.defenses.DEFENSES[name](THREAT), data, n, str(device)))
@@ -184,7 +197,9 @@ def main() -> None:
     print(f"{'':<16}{'images/s':>10}{'of bare passes':>16}{'of the ceiling':>16}")
     rows = {}
     for name, cost in counted.items():
-        bare = 1 / (cost.updates / speed["weights"] + (cost.forwards - 3 * cost.updates) / 2 / speed["pixels"])
+        twice = DOUBLE.get(name, 0)
+        rest = cost.forwards - 3 * cost.updates - twice * double
+        bare = 1 / (cost.updates / speed["weights"] + twice / speed["double"] + rest / 2 / speed["pixels"])
         rows[name] = {
             "forwards": cost.forwards,
             "updates": cost.updates,
@@ -201,7 +216,7 @@ def main() -> None:
         "bf16": passes.bf16,
         "ceiling_flops": top,
         "flops_per_forward_of_an_image": per_image,
-        "bare_images_per_second": {name: speed[name] for name in ("weights", "pixels")},
+        "bare_images_per_second": {name: speed[name] for name in BARE},
         "defenses": rows,
         "provenance": provenance(0, device),
     }
