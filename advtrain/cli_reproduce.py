@@ -203,10 +203,8 @@ def data_or_blank(config: dict[str, Any], root: str | None) -> Dataset:
         if source is None or source.size is None:
             raise
     shape, (train, test), classes = source.size
-    kept, image = (
-        count_of(val, train, "val"),
-        (255 * torch.arange(math.prod(shape)) % 510).to(torch.uint8).view(1, *shape),
-    )
+    kept = count_of(val, train, "val")
+    image = (255 * torch.arange(math.prod(shape)) % 510).to(torch.uint8).view(1, *shape)  # no black one: it is refused
     blank = {
         part: Split(image.expand(n, *shape), torch.arange(n) % classes)
         for part, n in (("train", train - kept), ("val", kept), ("test", test))

@@ -73,6 +73,8 @@ def locate(name: str | os.PathLike, root: str | os.PathLike | None = None, downl
         return Path(__file__).parent / "digits.npz"
     if (path := folder / f"{name}.npz").is_file():
         return path
+    if name not in SOURCES and Path(name).is_dir():
+        bad("name", name, f"one of {', '.join(data_names(root))}", f"for the folder of that name, write './{name}'")
     one_of("name", name, data_names(root))
     source = SOURCES[name]
     if (folder / source.folder).exists():

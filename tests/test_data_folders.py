@@ -135,6 +135,13 @@ def test_a_folder_named_like_a_known_set_is_the_callers_own(tmp_path):
     assert data.classes == ("a", "b") and not data.augment
 
 
+def test_a_folder_is_named_with_a_slash(animals, monkeypatch):
+    monkeypatch.chdir(animals.parent)
+    with pytest.raises(ArgumentError, match="name='animals' is not one of digits, .*: for the folder .* './animals'"):
+        load_data("animals")
+    assert load_data("./animals").name == "animals"
+
+
 def test_a_run_on_a_folder_finds_it_again(animals, tmp_path, capsys):
     words = ["train", "fgsm", "--data", str(animals), "--size", "8", "--eps", "8/255", "--epochs", "1"]
     command_line([*words, "--out", str(tmp_path / "run"), "--no-progress", "--device", "cpu"])

@@ -128,6 +128,25 @@ def test_what_the_page_says_of_the_implicit_term_on_mnist():
     assert sorted(signed)[0] < 0.01 < 0.1 < min(unsigned) and max(unsigned) + 0.2 < sorted(signed)[1]
 
 
+def test_no_defense_pays_for_much_but_its_passes():
+    """What the page on speed says of the recorded throughput."""
+    found = json.loads((FOLDER / "throughput.json").read_text(encoding="utf-8"))
+    shares = {name: row["share_of_bare_passes"] for name, row in found["defenses"].items()}
+    assert shares.keys() == at.defenses.DEFENSES.keys()
+    assert min(shares, key=shares.get) == "rvs" and shares["rvs"] > 0.9
+    assert found["fast_bat_in_a_usual_loop"]["ours_is_faster_by"] > 1.3
+
+
+def test_what_the_page_says_of_scale():
+    found = json.loads((FOLDER / "scale.json").read_text(encoding="utf-8"))
+    large = list(found["networks"].values())[-1]["defenses"]
+    assert large["fast-bat"]["bytes_per_image"] > 2.5 * large["standard"]["bytes_per_image"]
+    for row in ("fast-at", "pgd"):
+        assert large[row]["bytes_per_image"] == pytest.approx(large["standard"]["bytes_per_image"], rel=0.02)
+    pair = found["two_processes"]
+    assert 1.5 < pair["speedup_measured"] <= pair["speedup_predicted"] + 0.1 < 2.1
+
+
 ORACLE = ("autoattack-oracle", "autoattack-oracle-cifar10")
 
 
