@@ -126,10 +126,10 @@ class Scale(Recorded):
 
     def parts(self, source):
         found = json.loads(source.read_text(encoding="utf-8"))
-        head = ["network, images", "defense", "forward-equivalents", "PFLOP an epoch", "MB an image", "MB a message"]
+        head = ["network", "defense", "forwards", "PFLOP an epoch", "MB an image", "MB a message"]
         rows = []
         for name, net in found["networks"].items():
-            title = f"{name}, {net['images']:,}"
+            title = name
             for label, row in net["defenses"].items():
                 cells = [f"{row['forwards']:.1f}", f"{row['flops_per_epoch'] / 1e15:,.2f}"]
                 cells += [f"{row['bytes_per_image'] / 1e6:,.0f}", f"{net['gradient_bytes'] / 1e6:,.0f}"]
