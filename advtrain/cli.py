@@ -6,6 +6,7 @@ Options are generated from the fields and signatures of the Python API, so that 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import traceback
 import warnings
@@ -21,13 +22,13 @@ from .cli_diagnose import diagnose_command
 from .cli_judge import evaluate_command, source_of, verdict
 from .cli_reproduce import reproduce_command
 from .defenses import DEFENSES
-from .errors import AdvtrainError, ProcessLostError
+from .errors import AdvtrainError
 from .evaluate import evaluate
 from .files import check_writable, write_json
 from .models import MODELS, build_model
 from .options import field_options, name_values, preset_options, signature_options, summary, with_preset
 from .presets import PRESETS
-from .processes import first_alone, first_before_others, joined, rank
+from .processes import first_alone, first_before_others, joined, rank, several
 from .provenance import version
 from .runs import Run
 from .schedules import SCHEDULES
@@ -78,7 +79,7 @@ class _Train(click.Group):
                 ["--data", "data_name"],
                 default="digits",
                 show_default=True,
-                help="digits, mnist, cifar10, …, or an .npz file.",
+                help="digits, mnist, cifar10, …, an .npz file, or ./FOLDER with a folder of images for each class.",
             ),
             click.Option(
                 ["--model", "model_name"], type=click.Choice(list(MODELS)), help="By default one that suits the data."
@@ -213,6 +214,8 @@ def run(arguments: list[str] | None = None) -> None:
     except AdvtrainError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        if rank() == 0 or isinstance(error, ProcessLostError):  # what all processes meet is said once
-            click.secho(f"error: {error}", fg="red", err=True)
+        number = rank() or int(os.environ.get("RANK", "0"))
+        before_joining = number > 0 and not several()  # the options, which are the same in all processes
+        if not (before_joining or getattr(error, "said", False)):
+            click.secho(f"error: {f'in process {number}: ' * (number > 0)}{error}", fg="red", err=True)
         sys.exit(2)

@@ -157,8 +157,10 @@ def estimate(experiment: Experiment, root: str | None = None) -> Estimate:
     speed, batch, flops = _speed(json.dumps(experiment.model), json.dumps(plan.config["data"]), root)
     forwards = seconds = 0.0
     for method in experiment.methods:
-        fit, found = method.fit, _cost(method.defense, experiment.model, data.shape)
-        validated = fit["epochs"] // fit["validate_every"] if fit["validate_every"] and data.val is not None else 0
+        fit = method.fit
+        found = _cost(method.defense, experiment.model, data.shape, fit["batch_size"])
+        every = fit["validate_every"]  # and the last epoch, whatever its number
+        validated = math.ceil(fit["epochs"] / every) if every and data.val is not None else 0
         passes = judge + validated * len(data.val or ()) * (5 + 2 * fit["val_steps"])
         forwards += found.forwards * fit["epochs"] * len(data.train) + passes
         seconds += fit["epochs"] * len(data.train) / batch * speed.seconds(found)
@@ -167,7 +169,7 @@ def estimate(experiment: Experiment, root: str | None = None) -> Estimate:
     return Estimate(forwards * seeds, forwards * seeds * flops, seconds * seeds)
 
 
-def _cost(defense: Defense, model: dict[str, Any], shape: tuple[int, int, int]) -> Cost:
+def _cost(defense: Defense, model: dict[str, Any], shape: tuple[int, int, int], batch_size: int) -> Cost:
     """What a defense costs with a network, counted once for all experiments.
 
     Passes cost each other's multiples at any width and with any number of classes, so it is counted with few of both;
@@ -178,11 +180,11 @@ def _cost(defense: Defense, model: dict[str, Any], shape: tuple[int, int, int]) 
         spec["width"] = 4
     spec["normalize"] = None
     essence = {name: bool(value) if isinstance(value, float) else value for name, value in asdict(defense).items()}
-    key = json.dumps([defense.name, {**essence, "threat": defense.threat.norm}, spec, shape])
+    key = json.dumps([defense.name, {**essence, "threat": defense.threat.norm}, spec, shape, batch_size])
     if key not in _COUNTED:
-        images = Rng(0).uniform(torch.empty(8, *shape), 0, 1)
+        images, labels = Rng(0).uniform(torch.empty(batch_size, *shape), 0, 1), torch.arange(batch_size) % 4
         network = build_model(**spec, shape=shape, num_classes=4)
-        _COUNTED[key] = cost(defense, network, Batch(images, torch.arange(8) % 4))
+        _COUNTED[key] = cost(defense, network, Batch(images, labels), batch_size=batch_size)
     return _COUNTED[key]
 
 

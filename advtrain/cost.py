@@ -30,6 +30,7 @@ from .errors import AdvtrainWarning, ModelError, bad, is_real
 from .loader import make_loader
 from .loop import Loop
 from .modes import place
+from .processes import alone
 from .recipe import RECORDED, check_defense, check_network, computes_in_bf16, find_device, steady_memory, undisturbed
 from .runs import Run
 from .schedules import Rate, constant
@@ -127,7 +128,7 @@ def cost(defense: Defense, model: nn.Module, data: Any, *, batch_size: int = 64)
         if logits.requires_grad:
             logits.register_hook(lambda grad: passes.update(backward=1))
 
-    with undisturbed(device):
+    with undisturbed(device), alone():
         batch = first_batch(data, batch_size, device, dtype)
         twin = _twin(model)
         check_model(twin, batch.x[:2], int(batch.y.max()) + 1)
@@ -179,7 +180,7 @@ def calibrate(
     threat = Threat("linf", 8 / 255)
     defenses = Standard(threat), PGD(threat, steps=3)
     steady_memory()
-    with undisturbed(found):
+    with undisturbed(found), alone():
         batch = first_batch(data, batch_size, found, place(model)[1])
         counted = [cost(defense, model, part(batch)).forwards for defense in defenses]
         loops = [_loop(_twin(model, found), defense, batch) for defense in defenses]

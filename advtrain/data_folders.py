@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def read_folder(folder: Path, size: int | None = None) -> dict[str, np.ndarray]:
 
     Of `train`, `test` and `val` the first must be there for the others to be looked at. With no `test`, `val` is it.
     Classes are those of the training images, in alphabetical order. Images are turned as their EXIF data say, and are
-    grey if all are.
+    grey if all are. Those with 16 bits are scaled to 8; what is transparent becomes white.
 
     Args:
         folder: holds one folder for each class, at any depth below which its images are; or the parts.
@@ -67,7 +68,7 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
 
     Raises:
         FileError: a damaged file, or one that holds no image.
-        DataError: images of different sizes and no `size`; more pixels than are read into memory.
+        DataError: images of different sizes and no `size`; more pixels than are read into memory; more than 16 bits.
     """
     from PIL import Image, ImageOps
 
@@ -76,8 +77,10 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
         try:
             with Image.open(path) as file:
                 image = ImageOps.exif_transpose(file)
-                grey = grey and image.mode in ("1", "L")
-                image = image.convert("RGB")
+                grey = grey and (image.mode in ("1", "L", "LA") or image.mode.startswith("I"))
+                image = _eight_bits(image, path)
+        except DataError:
+            raise
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise FileError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from error
         if size is not None:
@@ -97,6 +100,23 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
             )
         pixels[index] = np.asarray(image)
     return pixels[..., 0] if grey else pixels
+
+
+def _eight_bits(image: Any, path: str | Path) -> Any:
+    """A PIL image of any kind as RGB: Pillow would clip what has more than 8 bits, and show what is transparent."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(float)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise DataError(f"{path} has pixels in {pixels.min():.0f}..{pixels.max():.0f}: convert it to 8 or 16 bits")
+        return Image.fromarray(np.uint8(np.round(pixels / 257))).convert("RGB")
+    if image.mode == "F":
+        raise DataError(f"{path} holds floating-point numbers, whose white nobody knows: convert it to 8 or 16 bits")
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def read_tiny_imagenet(root: Path, download: bool = False) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ class Source:
         classes: names of the classes, where the sources disagree or give none.
         digests: SHA-256 of the arrays of `ARRAYS` in hash order (x as uint8 (N, H, W, C), y as little-endian int64);
             where it is not known, the checksums of the download alone vouch for a set.
+        needs: a module that its files are read with, and that nothing else here needs.
         read: reads what is kept below a root, and fetches it first if told to; where torchvision has no class.
     """
 
@@ -37,6 +38,7 @@ class Source:
     augment: bool = False
     classes: tuple[str, ...] | None = None
     digests: dict[str, str] | None = field(default=None, repr=False)
+    needs: str | None = None
     read: Callable[[Path, bool], dict[str, np.ndarray]] | None = field(default=None, repr=False)
 
     @property
@@ -122,6 +124,7 @@ SOURCES: dict[str, Source] = {
         "99,289 house numbers, 32x32 RGB, without the extra part (Netzer et al., 2011)",
         "SVHN",
         "train_32x32.mat",
+        needs="scipy.io",
         size=((3, 32, 32), (73_257, 26_032), 10),
         classes=tuple("0123456789"),
     ),

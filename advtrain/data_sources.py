@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib
 import os
 import tarfile
 import tempfile
@@ -130,9 +131,12 @@ def read_original(name: str, root: str | os.PathLike, download: bool = False) ->
     """
     source = SOURCES[name]
     try:
+        if source.needs:  # before anything is downloaded in vain
+            importlib.import_module(source.needs)
         return (source.read or source.from_torchvision)(Path(root), download)
     except ImportError as error:
-        raise FileError(f"{name} needs {error.name} to be read: pip install {error.name}") from error
+        package = (error.name or source.needs or "").partition(".")[0]
+        raise FileError(f"{name} needs {package} to be read: pip install {package}") from error
     except UNREADABLE as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         if not download:

@@ -7,8 +7,10 @@ shared. Without any of this a program is the first of one process, and every fun
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,12 +20,26 @@ import torch.distributed as dist
 from .errors import AdvtrainError, ProcessLostError, bad
 
 T = TypeVar("T")
-LOST = re.compile(r"closed by peer|reset by peer|broken pipe|timed out|timeout|communicator was aborted|gloo", re.I)
+LOST = re.compile(r"gloo/transport|closed by peer|communicator was aborted|NCCL")
+PATIENCE = datetime.timedelta(hours=1)  # how long processes wait for one that downloads data or judges meanwhile
+_STATE = threading.local()
 
 
 def several() -> bool:
     """Whether this process is one of several that train together."""
+    if getattr(_STATE, "alone", False):
+        return False
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works for itself, whatever the others do: a step is counted or timed, and not shared."""
+    before, _STATE.alone = getattr(_STATE, "alone", False), True
+    try:
+        yield
+    finally:
+        _STATE.alone = before
 
 
 def count() -> int:
@@ -48,34 +64,31 @@ def joined(device: str = "auto") -> Iterator[int]:
         if rank == 0:
             print(at.evaluate(run.model, data.test, threat))
 
-    What trains is called by all of them alike: `fit`, and `cost` and `calibrate`, which make steps, too. The judges
-    work for the process that calls them.
+    `fit` is called by all of them alike; everything else works for the process that calls it. Tested with processes on
+    a CPU; on GPUs it has not been tried yet.
 
     Args:
         device: auto, cuda or cpu, as for `fit`.
 
     Raises:
-        ArgumentError: one GPU named for all processes, or fewer GPUs on a machine than processes.
+        ArgumentError: a device that is none of these, or fewer GPUs on a machine than processes.
         ProcessLostError: another process has ended before the block has.
     """
     size, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
     if size == 1 or several():
         yield rank()
         return
-    found = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    )
-    if found.index is not None:
-        bad("device", device, "auto, cuda or cpu", f"each of the {size} processes takes a GPU of its own")
+    if device not in ("auto", "cuda", "cpu"):
+        bad("device", device, "auto, cuda or cpu", f"each of the {size} processes takes a device of its own")
     options: dict[str, Any] = {"backend": "gloo"}
-    if found.type == "cuda":
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         if local >= torch.cuda.device_count():
             wanted = os.environ.get("LOCAL_WORLD_SIZE", str(size))
             bad("--nproc-per-node", int(wanted), f"at most {torch.cuda.device_count()}, the GPUs of this machine")
         torch.cuda.set_device(local)
         options = {"backend": "nccl", "device_id": torch.device("cuda", local)}
     with naming_the_lost():
-        dist.init_process_group(**options)
+        dist.init_process_group(**options, timeout=PATIENCE)
         yield dist.get_rank()
         dist.destroy_process_group()  # not after an error: the others may be gone, and would be waited for
 
@@ -90,10 +103,24 @@ def naming_the_lost() -> Iterator[None]:
             raise
         if isinstance(error, dist.DistError) or LOST.search(str(error)):
             raise ProcessLostError(
-                f"process {rank()} of {count()} has lost another one, which has ended or was killed: see its message. "
-                "The run folder, if there is one, holds the last epoch that was written there"
+                f"process {rank()} of {count()} has lost another one, which has ended or no longer answers "
+                f"({str(error).strip().splitlines()[0]}). The run folder, if there is one, holds what was last written"
             ) from error
         raise
+
+
+def shared_device(device: str) -> str:
+    """The device that this process is to train on with the others, where `device` is what `fit` was told.
+
+    Raises:
+        ArgumentError: it is not one that the processes talk through.
+    """
+    if not several():
+        return device
+    place = "cuda" if "nccl" in dist.get_backend() else "cpu"
+    if device not in ("auto", place):
+        bad("device", device, f"auto or {place}", f"the processes were joined by {dist.get_backend()}")
+    return place
 
 
 def gather(value: T) -> list[T]:
@@ -121,45 +148,51 @@ def first_alone(function: Callable[[], T]) -> T:
             told[1] = error
     with naming_the_lost():
         dist.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+    return _agreed(told)
 
 
 def first_before_others(function: Callable[[], T]) -> T:
-    """What `function` returns here, after the first process has called it: a download, say, that others then find."""
+    """What `function` returns here, after the first process has called it: a download, say, that others then find.
+
+    If it fails there, the same error is raised in all.
+    """
+    if not several():
+        return function()
+    told: list[Any] = [None, None]
     if rank() == 0:
-        made = function()
-        gather(None)
-        return made
-    gather(None)
-    return function()
+        try:
+            told[0] = function()
+        except Exception as error:
+            told[1] = error
+    _agreed([None, gather(told[1])[0]])
+    return told[0] if rank() == 0 else function()
+
+
+def _agreed(told: list[Any]) -> Any:
+    """The result of the first process, or its error, marked in the others as said already."""
+    result, error = told
+    if error is not None:
+        error.said = rank() > 0
+        raise error
+    return result
 
 
 def agree(**told: Any) -> None:
     """Refuse, in all processes, what was not told to all of them alike.
 
     Args:
-        **told: arguments by name, comparable and known to pickle.
+        **told: arguments by name; they are compared as they are written.
 
     Raises:
         ArgumentError: naming the first that differs.
     """
-    parts = gather(told)
-    for name, value in told.items():
+    parts = gather({name: repr(value) for name, value in told.items()})
+    for name in told:
         if any(part[name] != parts[0][name] for part in parts):
-            theirs = ", ".join(f"{part[name]!r}" for part in parts)
-            bad(name, value, "the same in all processes", f"they were given {theirs}")
+            bad(name, told[name], "the same in all processes", f"they were given {', '.join(p[name] for p in parts)}")
 
 
 __all__ = [
-    "agree",
-    "count",
-    "first_alone",
-    "first_before_others",
-    "gather",
-    "joined",
-    "naming_the_lost",
-    "rank",
-    "several",
-]
+    "agree", "alone", "count", "first_alone", "first_before_others", "gather", "joined", "naming_the_lost", "rank",
+    "several", "shared_device",
+]  # fmt: skip

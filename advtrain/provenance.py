@@ -46,7 +46,7 @@ def command_line() -> str:
     if (here := os.environ.get("LOCAL_WORLD_SIZE")) and "TORCHELASTIC_RUN_ID" in os.environ:
         machines = int(os.environ["WORLD_SIZE"]) // int(here)
         nodes = ["--nnodes", str(machines)] if machines > 1 else []
-        module = ["torchrun", *nodes, "--nproc-per-node", here, *module[1:]]
+        module = ["torchrun", *nodes, "--nproc-per-node", here, *module[module[0] == "python" :]]
     return shlex.join([*module, *sys.argv[1:]])
 
 

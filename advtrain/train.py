@@ -20,7 +20,7 @@ from .interrupt import blaming_ctrl_c, interruptible
 from .loader import make_loader
 from .loop import Loop
 from .modes import place
-from .processes import agree, count, first_alone, naming_the_lost, rank, several
+from .processes import agree, count, first_alone, naming_the_lost, rank, several, shared_device
 from .progress import progress_bar
 from .provenance import provenance
 from .recipe import (
@@ -125,7 +125,7 @@ def fit(
         bad("on_epoch", on_epoch, "a function of the epoch's record")
     if isinstance(data, (str, Path)):
         bad("data", data, "a data set", f"load it first: at.load_data({str(data)!r})")
-    device = find_device(device)
+    device = find_device(shared_device(device))
     data = as_dataset(data, test=0, seed=seed)  # whoever passes bare images keeps the test images elsewhere
     if select == "best" and (not validate_every or data.val is None):
         bad("select", select, "possible without validation", "keep val > 0 and validate_every > 0, or select='last'")
@@ -134,6 +134,8 @@ def fit(
     for part in (data.train, data.val):
         if isinstance(part, Split):
             check_box(part.x, defense.threat)
+    if several():
+        agree(out=out is not None)
     if out is not None:
         first_alone(lambda: check_writable(out, holding="config.json", overwrite=overwrite))
     bf16 = computes_in_bf16(device) if bf16 is None else bf16
@@ -147,7 +149,7 @@ def fit(
         data, batch_size, seed=seed, device=device, dtype=dtype, channels_last=on_gpu, part=(rank(), count())
     )
     if several():
-        agree(defense=defense.config, batches=len(loader), out=out is not None, **run.options)
+        agree(defense=defense.config, batches=len(loader), **run.options)
     if on_gpu:
         model.to(memory_format=torch.channels_last)  # tensor cores want channels last
     if not model.training:

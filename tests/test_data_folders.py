@@ -96,6 +96,24 @@ def test_grey_images_have_one_channel_if_all_are_grey(tmp_path):
     assert load_data(root).shape == (3, 9, 12)
 
 
+def test_sixteen_bits_become_eight_and_what_is_transparent_becomes_white(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            deep = np.full((4, 4), 257 * (100 + number + 10 * (name == "b")), dtype=np.uint16)
+            Image.fromarray(deep).save(tmp_path / name / f"{number}.png")
+    data = load_data(tmp_path)
+    assert data.shape == (1, 4, 4) and data.train.x.min() >= 100 and data.train.x.max() <= 113
+    clear = np.zeros((4, 4, 4), dtype=np.uint8)
+    clear[0] = (1, 2, 3, 255)
+    Image.fromarray(clear).save(tmp_path / "a" / "clear.png")
+    x = data_folders.read_images([tmp_path / "a" / "clear.png"])
+    assert (x[0, 1:] == 255).all() and (x[0, 0] == (1, 2, 3)).all()
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "a" / "float.tiff")
+    with pytest.raises(DataError, match="float.tiff holds floating-point numbers"):
+        load_data(tmp_path)
+
+
 def test_a_photograph_taken_sideways_is_turned(tmp_path):
     folder_of(tmp_path, {"a": 5, "b": 5}, size=(9, 12))
     exif = Image.Exif()

@@ -20,6 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import advtrain as at
 from advtrain import cli, processes
+from advtrain.provenance import command_line
 
 THREAT = at.Threat("linf", 0.1)
 NAMES = list(at.defenses.DEFENSES)
@@ -94,6 +95,13 @@ def worker(rank, folder):
     found = {name: train(name) for name in NAMES}
     found["average"] = train("fgsm", batch_norm=True, ema=0.8, select="best", out=f"{folder}/run")
     found["again"] = refusal(lambda: train("fgsm", out=f"{folder}/run"))
+    found["out"] = refusal(lambda: train("fgsm", out=f"{folder}/one" if rank == 0 else None))
+    found["device"] = refusal(lambda: train("fgsm", device="cuda"))
+    found["data"] = refusal(lambda: processes.first_before_others(lambda: at.load_data(f"{folder}/none.npz")))
+    if rank == 0:  # counting and timing is a matter of one process
+        model = at.build_model("small-cnn", data(), width=4)
+        found["cost"] = at.cost(at.defenses.RvS(THREAT), model, data()).forward
+        found["pace"] = at.calibrate(model, data(), device="cpu", seconds=0.05).update
     found["lr"] = refusal(lambda: train("fgsm", lr=(0.1, 0.2)[rank]))
     found["batch"] = refusal(lambda: train("fgsm", batch_size=1))
     found["lengths"] = refusal(lambda: fit_stream(stream((64, 128)[rank])))
@@ -166,9 +174,16 @@ def test_averaged_weights_and_running_statistics_are_the_same_everywhere_and_the
 def test_what_is_refused_is_refused_everywhere_and_nobody_waits(both):
     for found in both:
         assert found["again"].startswith("FileError") and "already holds" in found["again"]
+        assert "out=" in found["out"] and found["out"].endswith("they were given True, False")
+        assert "device='cuda' is not auto or cpu: the processes were joined by gloo" in found["device"]
+        assert found["data"].startswith("FileError") and "none.npz does not exist" in found["data"]
         assert found["lr"].endswith("is not the same in all processes: they were given 0.1, 0.2")
         assert "batch_size=1 is not at least 2" in found["batch"]
         assert "batches=" in found["lengths"] and "they were given 4, 8" in found["lengths"]
+
+
+def test_one_process_counts_and_times_without_the_others(both):
+    assert both[0]["cost"] == 4 and both[0]["pace"] > 0
 
 
 def test_a_dataloader_with_a_distributed_sampler_trains_one_network(both):
@@ -195,13 +210,6 @@ def test_a_program_on_its_own_is_the_first_of_one():
     processes.agree(lr=0.1)
 
 
-def test_one_gpu_is_not_for_two_processes(monkeypatch):
-    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(at.errors.ArgumentError, match="device='cuda:0' is not auto, cuda or cpu"), at.joined("cuda:0"):
-        pass
-
-
 def torchrun(*words, expected=0):
     """Two processes under torchrun; returns what they wrote."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -224,24 +232,44 @@ def test_torchrun_trains_judges_and_writes_once(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_what_all_processes_meet_is_said_by_the_first(rank, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "rank", lambda: rank)
+def test_options_that_all_processes_refuse_are_refused_aloud_by_the_first(rank, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", str(rank))
     with pytest.raises(SystemExit) as end:
         cli.run(["train", "fgsm", "--eps", "8"])
     assert end.value.code == 2
     assert ("error: eps=8" in capsys.readouterr().err) == (rank == 0)
 
 
-def test_the_loss_of_another_process_is_said_by_all(monkeypatch, capsys):
+@pytest.mark.parametrize("said", [False, True])
+def test_what_befalls_one_process_is_said_by_it_and_what_the_first_has_said_is_not(said, monkeypatch, capsys):
     @functools.wraps(cli.fit)
-    def lose(*arguments, **options):
-        raise at.errors.ProcessLostError("process 1 of 2 has lost another one")
+    def fail(*arguments, **options):
+        error = at.errors.DataError("the 7th batch is damaged")
+        error.said = said
+        raise error
 
     monkeypatch.setattr(cli, "rank", lambda: 1)
-    monkeypatch.setattr(cli, "fit", lose)
+    monkeypatch.setattr(cli, "several", lambda: True)
+    monkeypatch.setattr(cli, "fit", fail)
     with pytest.raises(SystemExit):
         cli.run(["train", "fgsm", "--eps", "0.3"])
-    assert "error: process 1 of 2 has lost another one" in capsys.readouterr().err
+    assert ("error: in process 1: the 7th batch" in capsys.readouterr().err) == (not said)
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "mps", "nonsense"])
+def test_processes_are_joined_on_processors_or_gpus_only(device, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(at.errors.ArgumentError, match=f"device='{device}' is not auto, cuda or cpu"), at.joined(device):
+        pass
+
+
+@pytest.mark.parametrize(("program", "said"), [("train.py", "train.py"), ("advtrain/__main__.py", "-m advtrain")])
+def test_a_run_of_several_processes_says_how_they_were_started(program, said, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", [program, "--lr", "0.1"])
+    assert command_line() == f"torchrun --nnodes 2 --nproc-per-node 4 {said} --lr 0.1"
 
 
 DYING = """

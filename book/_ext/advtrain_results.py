@@ -146,8 +146,8 @@ class Scale(Recorded):
         texts = [
             "**Memory.** FAST-BAT differentiates through an attack step, and keeps what that takes: "
             f"{more:.1f} times the memory of standard training with the largest of these networks, {gigabytes:.0f} GB "
-            "for a batch of 128 images in float32. The other defenses need what standard training needs: an attack's "
-            "passes are done with before the next begins.",
+            "for a batch of 128 images in float32. The others of the table need what standard training needs: their "
+            "attack's passes are done with before the next begins.",
             "**Time.** A GPU that sustains $F$ operations per second takes so many operations over $F$ for an epoch. "
             f"For FAST-BAT with the largest network, at $F = 200$ TFLOP/s, that is {epoch / 60:.0f} minutes; thirty "
             f"epochs take {30 * epoch / 3600:.1f} hours of one GPU. This is a calculation, and not a measurement: "
