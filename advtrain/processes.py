@@ -190,9 +190,3 @@ def agree(**told: Any) -> None:
     for name in told:
         if any(part[name] != parts[0][name] for part in parts):
             bad(name, told[name], "the same in all processes", f"they were given {', '.join(p[name] for p in parts)}")
-
-
-__all__ = [
-    "agree", "alone", "count", "first_alone", "first_before_others", "gather", "joined", "naming_the_lost", "rank",
-    "several", "shared_device",
-]  # fmt: skip
