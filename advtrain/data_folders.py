@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .data_user import LIMIT
-from .errors import DataError, FileError, at_least
+from .errors import DataError, FileError
 
 TINY_URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -37,7 +37,6 @@ def read_folder(folder: Path, size: int | None = None) -> dict[str, np.ndarray]:
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-    size = size if size is None else at_least("size", size, 1)
     places = {kind: folder / kind for kind in ("train", "test", "val") if (folder / kind).is_dir()}
     if "train" not in places:
         places = {"train": folder}
@@ -72,17 +71,18 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
     """
     from PIL import Image, ImageOps
 
+    from .pictures import opaque
+
     shape, pixels, grey = None, np.empty(0), True
     for index, path in enumerate(paths):
         try:
             with Image.open(path) as file:
                 image = ImageOps.exif_transpose(file)
-                grey = grey and (image.mode in ("1", "L", "LA") or image.mode.startswith("I"))
-                image = _eight_bits(image, path)
-        except DataError:
-            raise
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise FileError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from error
+        _check_bits(image, path)
+        grey = grey and (image.mode in ("1", "L", "LA") or image.mode.startswith("I"))
+        image = opaque(image)
         if size is not None:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         if shape is None:
@@ -102,21 +102,14 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
     return pixels[..., 0] if grey else pixels
 
 
-def _eight_bits(image: Any, path: str | Path) -> Any:
-    """A PIL image of any kind as RGB: Pillow would clip what has more than 8 bits, and show what is transparent."""
-    from PIL import Image
-
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(float)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise DataError(f"{path} has pixels in {pixels.min():.0f}..{pixels.max():.0f}: convert it to 8 or 16 bits")
-        return Image.fromarray(np.uint8(np.round(pixels / 257))).convert("RGB")
+def _check_bits(image: Any, path: str | Path) -> None:
+    """Refuse pixels of which nobody knows what white is."""
     if image.mode == "F":
         raise DataError(f"{path} holds floating-point numbers, whose white nobody knows: convert it to 8 or 16 bits")
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    if image.mode.startswith("I"):
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:
+            raise DataError(f"{path} has pixels in {low}..{high}: convert it to 8 or 16 bits")
 
 
 def read_tiny_imagenet(root: Path, download: bool = False) -> dict[str, np.ndarray]:

@@ -37,10 +37,15 @@ def render(drawn: Any, source: str) -> Image.Image | str:
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more, whatever is damaged
         said = str(error).replace(" <_io.BytesIO", "\0").partition("\0")[0]
         bad(source, drawn[:8], f"the beginning of a readable PNG file of {len(drawn)} bytes", said)
-    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip to 8
+    return opaque(image)  # for dark pages too
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """An image as RGB of 8 bits: grey of 16 bits, which Pillow would clip, is scaled; what is transparent is white."""
+    if image.mode.startswith("I"):
         image = Image.fromarray(np.uint8(np.round(np.asarray(image).astype(float) / 257)))
     image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")  # for dark pages too
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def from_array(array: Any, source: str) -> Image.Image:

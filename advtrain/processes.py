@@ -138,17 +138,8 @@ def first_alone(function: Callable[[], T]) -> T:
 
     What it returns travels between processes that belong to one job, and has to be something that pickle knows.
     """
-    if not several():
-        return function()
-    told: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            told[0] = function()
-        except Exception as error:  # the others would wait for ever
-            told[1] = error
-    with naming_the_lost():
-        dist.broadcast_object_list(told, src=0)
-    return _agreed(told)
+    result, error = _tried_first(function)
+    return _agreed(*gather((result, error))[0])
 
 
 def first_before_others(function: Callable[[], T]) -> T:
@@ -156,21 +147,23 @@ def first_before_others(function: Callable[[], T]) -> T:
 
     If it fails there, the same error is raised in all.
     """
-    if not several():
-        return function()
-    told: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            told[0] = function()
-        except Exception as error:
-            told[1] = error
-    _agreed([None, gather(told[1])[0]])
-    return told[0] if rank() == 0 else function()
+    result, error = _tried_first(function)
+    _agreed(None, gather(error)[0])
+    return result if rank() == 0 else function()
 
 
-def _agreed(told: list[Any]) -> Any:
+def _tried_first(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What `function` returns in the first process, or the error that it raises: the others would wait for ever."""
+    if rank() > 0:
+        return None, None
+    try:
+        return function(), None
+    except Exception as error:
+        return None, error
+
+
+def _agreed(result: Any, error: Any) -> Any:
     """The result of the first process, or its error, marked in the others as said already."""
-    result, error = told
     if error is not None:
         error.said = rank() > 0
         raise error

@@ -85,7 +85,7 @@ def ceiling(device: torch.device, bf16: bool) -> float:
 
 
 class Passes:
-    """A network and a batch on the device as `fit` has them, and the two bare passes."""
+    """A network and a batch on the device as `fit` has them, and the bare passes."""
 
     def __init__(self, build: Callable[[], nn.Module], data: at.Dataset, batch_size: int, device: torch.device):
         self.bf16, self.device = computes_in_bf16(device), device

@@ -1,8 +1,11 @@
 """Data for the tests. The large sets are not part of the repository: tests that need them skip where they are not."""
 
+import http.server
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 # The tests' tensors are small: more threads gain nothing, and where several programs share the cores they wait for one
@@ -81,3 +84,25 @@ def data_folder(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("ADVTRAIN_DATA", str(folder))
     return folder
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """A web server on this machine: the folder it serves, its address, the requests it saw."""
+    folder, seen = tmp_path / "mirror", []
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            seen.append(self.path)
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *arguments):
+            """torchvision asks for each file twice, and hangs up on the first answer."""
+
+    with Server(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/", seen
+        server.shutdown()
+        thread.join()

@@ -1,12 +1,9 @@
 """Images in folders, one's own and Tiny-ImageNet; and SVHN, whose files no other package of ours reads."""
 
 import hashlib
-import http.server
 import io
-import threading
 import zipfile
 import zlib
-from functools import partial
 
 import numpy as np
 import pytest
@@ -175,26 +172,9 @@ def command_line(words):
 
 
 @pytest.fixture
-def server(tmp_path):
-    """A web server on this machine, and the folder it serves."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments): ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{running.server_port}/"
-        running.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def tiny(server, monkeypatch):
+def tiny(mirror, monkeypatch):
     """Tiny-ImageNet with three classes of four images, served as its authors serve it."""
-    folder, address = server
+    folder, address, _ = mirror
     names = {"n02": "goldfish, Carassius auratus", "n01": "tench", "n03": "goldfish, another one"}
     with zipfile.ZipFile(folder / "tiny-imagenet-200.zip", "w") as archive:
 
@@ -249,12 +229,12 @@ def test_a_damaged_tiny_imagenet_is_refused(tiny, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def svhn(server, monkeypatch):
+def svhn(mirror, monkeypatch):
     """SVHN with a few house numbers, served as its authors serve it."""
     savemat = pytest.importorskip("scipy.io").savemat
     from torchvision.datasets import SVHN
 
-    folder, address = server
+    folder, address, _ = mirror
     rng, split_list = np.random.default_rng(0), {}
     for part, count in (("train", 30), ("test", 10)):
         x = rng.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)

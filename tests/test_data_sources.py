@@ -2,9 +2,6 @@
 
 import gzip
 import hashlib
-import http.server
-import threading
-from functools import partial
 
 import numpy as np
 import pytest
@@ -195,28 +192,6 @@ def test_files_that_torchvision_left_are_read_and_give_the_same_set(full_data, m
     (raw / "t10k-images-idx3-ubyte").unlink()
     with pytest.raises(FileError, match="incomplete or damaged.*fetch mnist"):
         load_data("mnist")
-
-
-@pytest.fixture
-def mirror(tmp_path):
-    """A web server on this machine: the folder it serves, its address, the requests it saw."""
-    folder, seen = tmp_path / "mirror", []
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            seen.append(self.path)
-
-    class Server(http.server.ThreadingHTTPServer):
-        def handle_error(self, *arguments):
-            """torchvision asks for each file twice, and hangs up on the first answer."""
-
-    with Server(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}/", seen
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

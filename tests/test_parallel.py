@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from pairs import found_by_two
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -134,17 +134,7 @@ def worker(rank, folder):
 def both(tmp_path_factory):
     """What the two processes found. One pair of processes for all tests: starting it is what takes the time."""
     folder = tmp_path_factory.mktemp("parallel")
-    context = mp.spawn(worker, (str(folder),), nprocs=2, join=False)
-    try:
-        for _ in range(12):  # `join` returns as soon as one of them has ended
-            if context.join(timeout=10):
-                break
-        else:
-            pytest.fail("the processes wait for each other: some step has more collective calls on one of them")
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return found_by_two(worker, folder, 120)
 
 
 def close(ours, theirs):

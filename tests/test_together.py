@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from pairs import found_by_two
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -124,17 +124,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def both(folder):
     """What the two processes found. One pair of processes for all tests: starting it is what takes the time."""
-    context = mp.spawn(worker, (str(folder),), nprocs=2, join=False)
-    try:
-        for _ in range(24):  # `join` returns as soon as one of them has ended
-            if context.join(timeout=10):
-                break
-        else:
-            pytest.fail("the processes wait for each other: one of them makes more collective calls")
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return found_by_two(worker, folder, 240)
 
 
 def same(ours, theirs):

@@ -61,7 +61,7 @@ class Oracle(Recorded):
         head = (
             "network | norm, ε | images | theirs | ours | broken by theirs only | by ours only | theirs | ours | ratio"
         )
-        lines = [f"| {head} |", "|---" + "|---:" * 9 + "|"]
+        rows = []
         for row in found["models"]:
             theirs, ours = row["theirs"], row["ours"]
             cells = [
@@ -70,7 +70,7 @@ class Oracle(Recorded):
                 str(row["only_theirs_breaks"]), str(row["only_ours_breaks"]), f"{theirs['cpu_seconds']:,.0f} s",
                 f"{ours['cpu_seconds']:,.0f} s", f"{row['ratio_cpu_seconds']:.2f}",
             ]  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
+            rows.append(cells)
         total = found["summary"]
         text = (
             f"AA: robust accuracy; images that only theirs and only ours breaks; seconds of the processor, "
@@ -80,7 +80,7 @@ class Oracle(Recorded):
             f"by theirs only, and {total['only_ours_breaks']} by ours only."
         )
         extra = f"{found['oracle']}; {found['hardware']['processor']}"
-        return ["\n".join(lines), text, origin(source, found["provenance"], extra)]
+        return [table(head.split(" | "), rows), text, origin(source, found["provenance"], extra)]
 
 
 def origin(source, made, extra):
