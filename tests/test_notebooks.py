@@ -45,7 +45,10 @@ No.
 """
     for number in (1, 2, 3)
 )
-INSTALL = "import sys\n\nif 'google.colab' in sys.modules:\n    %pip install -q something"
+INSTALL = """import sys
+
+if "google.colab" in sys.modules:
+    %pip install -q "advtrain-book @ git+https://example.org/book@main\""""
 FIGURE = """import ipywidgets as widgets
 from IPython.display import display
 
@@ -170,6 +173,14 @@ def test_the_lint_finds_in_a_chapter(case):
     chapter = nbformat.read(CHAPTER, as_version=4)
     spoil(chapter)
     assert message in "\n".join(lint_notebooks.in_chapter(chapter, 2))
+
+
+def test_another_release_to_install_is_no_edit(notebook):
+    """A release rewrites the first cell of every chapter, and no output depends on it."""
+    text("example.org/book@main", "example.org/moved@v1.2.3", cell=1)(notebook)
+    assert lint_notebooks.problems(notebook) == []
+    text("-q", "-q -U", cell=1)(notebook)
+    assert "edited after" in "\n".join(lint_notebooks.problems(notebook))
 
 
 def output(notebook):

@@ -20,13 +20,15 @@ from nbclient import NotebookClient
 BOOK = Path(__file__).resolve().parent.parent / "book"
 STATE, VIEW = "application/vnd.jupyter.widget-state+json", "application/vnd.jupyter.widget-view+json"
 LINKS = ("LinkModel", "DirectionalLinkModel")
+INSTALLED = re.compile(r"(advtrain-book(?:\[[\w,-]+\])?) @ git\+https://[^\s\"']+")  # where from, and which version
 MODEL = re.compile(r'"IPY_MODEL_([0-9a-f]{32})"')  # a whole string of JSON
 
 
 def digest(notebook):
-    """Identifies the code of a notebook, its outputs and its widgets."""
+    """Identifies the code of a notebook, its outputs and its widgets; not the release that its first cell installs."""
     notebook = nbformat.reads(nbformat.writes(notebook), as_version=4)  # as it is when read from a file
-    code = [[cell.source, cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = [[INSTALLED.sub(r"\1", cell.source), cell.outputs] for cell in cells]
     content = json.dumps([code, notebook.metadata.get("widgets")], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
