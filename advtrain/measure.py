@@ -11,7 +11,6 @@ refuse a model whose input gradient is NaN or infinite, since such a model would
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attacks import ATTACKS
+from .attacks.choice import choose
 from .attacks.gradient import check_attack, input_gradient
 from .attacks.losses import cross_entropy
 from .checks import check_threat
@@ -121,7 +121,7 @@ def logit_gap(
     gaps = []
     for number, x_part, y_part, _ in _batches(model, x, y, threat, batch_size):
         draws = as_rng(rng).child("measure", number)
-        images = [_attack(name, model, x_part, y_part, threat, steps, draws) for name in (first, second)]
+        images = [choose(name, steps)(model, x_part, y_part, threat, draws) for name in (first, second)]
         gaps.append((_logits(model, images[0]) - _logits(model, images[1])).square().sum(1))
     return _mean(f"squared distance of logits, {first} and {second}", gaps)
 
@@ -164,7 +164,7 @@ def loss_curve(
             x_adv, draws = x_part, as_rng(rng).child("measure", number)
             if eps > 0:
                 inner = dataclasses.replace(threat, eps=eps)
-                x_adv = _attack(attack, model, x_part, y_part, inner, steps, draws)
+                x_adv = choose(attack, steps)(model, x_part, y_part, inner, draws)
             totals[point] += cross_entropy(_logits(model, x_adv), y_part).sum().item()
     return LossCurve(attack, tuple(radii), tuple((totals / len(x)).tolist()))
 
@@ -256,13 +256,6 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     with evaluating(model):
         return model(x).to(x.dtype)  # float32 again under autocast
-
-
-def _attack(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, rng: Rng) -> Tensor:
-    """The attack of that name, given those of the options that it has."""
-    taken = inspect.signature(ATTACKS[name]).parameters
-    options = {key: value for key, value in {"steps": steps, "rng": rng}.items() if key in taken}
-    return ATTACKS[name](model, x, y, threat, check=False, **options)
 
 
 def _mean(name: str, parts: list[Tensor]) -> Measurement:
