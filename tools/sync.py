@@ -1,7 +1,9 @@
 """Keep in agreement what is written in more than one place: `python tools/sync.py [--check]`.
 
-`pyproject.toml` is the source. From it come `environment.yml`, and the repository's address in every text file that
-names it (README, notebooks' install cells, ...). `--check` changes nothing and fails if something would change.
+`pyproject.toml` is the source. From it come `environment.yml`; the repository's address in every text file that names
+it (README, notebooks' install cells, ...); the git reference there, which is `main` as long as the version is one in
+development, such as 0.1.0.dev0, and the tag of a release; what `CITATION.cff` says of the version; and the links at the
+end of `CHANGELOG.md`. `--check` changes nothing and fails if something would change.
 """
 
 import argparse
@@ -17,6 +19,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+INSTALLED = r"advtrain-book(?:\[[\w,-]+\])? @ git\+https://github\.com/"  # by pip, up to the repository
 TEXT = {".cff", ".css", ".html", ".ipynb", ".js", ".json", ".md", ".py", ".toml", ".txt", ".yml", ".yaml"}
 
 
@@ -34,6 +37,19 @@ def repository():
 def documentation():
     """The address of the rendered book, with a slash at its end."""
     return project()["urls"]["Documentation"]
+
+
+def is_release(version):
+    """Whether a version is that of a release, X.Y.Z, or one in development, X.Y.Z.devN. Any other ends the program."""
+    if not (form := re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", version)):
+        sys.exit(f"{version!r} is neither a release, such as 0.1.0, nor in development, such as 0.1.0.dev0.")
+    return form[1] is None
+
+
+def reference():
+    """The git reference at which this version's files are: the tag of a release, or the branch `main`."""
+    version = project()["version"]
+    return f"v{version}" if is_release(version) else "main"
 
 
 def dependencies():
@@ -70,18 +86,49 @@ def files():
 
 
 def with_address(text):
-    """`text` with every mention of this repository at its present address; other people's repositories stay."""
+    """`text` with every mention of this repository at its present address and reference; others' repositories stay."""
     slug = repository().removeprefix("https://github.com/")
     part = r"[\w.-]+?"
-    places = [
-        rf"(advtrain-book @ git\+https://github\.com/){part}/{part}(?=(?:\.git)?(?:[@\"'\s\\]|$))",  # pip install
+    addresses = [
+        rf"({INSTALLED}){part}/{part}(?=(?:\.git)?(?:[@\"'\s\\]|$))",
         rf"(git clone https://github\.com/){part}/{part}(?=(?:\.git)?(?:[\"'\s\\]|$))",
         rf"(colab\.research\.google\.com/github/){part}/{part}(?=/)",
+        rf"(mybinder\.org/v2/gh/){part}/{part}(?=/)",
         rf"(https://github\.com/){part}/(?:advtrain-book|{re.escape(slug.partition('/')[2])})(?![\w-])",
     ]
-    for place in places:
+    for place in addresses:
         text = re.sub(place, lambda found: found[1] + slug, text)
-    return text
+    ours, name = re.escape(slug), r"[\w.-]*\w"
+    references = [
+        rf"(github(?:\.com)?/{ours}/(?:blob|edit|raw|tree)/){name}",  # Colab's addresses are without .com
+        rf"(mybinder\.org/v2/gh/{ours}/){name}",
+    ]
+    for place in references:
+        text = re.sub(place, lambda found: found[1] + reference(), text)
+    return re.sub(rf"({INSTALLED}{ours}(?:\.git)?)(?:@{name})?", lambda found: f"{found[1]}@{reference()}", text)
+
+
+def citation(text, changelog):
+    """CITATION.cff with this version, the day on which CHANGELOG.md says that it was released, and where it is."""
+    version = project()["version"]
+    date = re.search(rf"^## \[{re.escape(version)}\] - (\d{{4}}-\d\d-\d\d)$", changelog, re.M)
+    lines = [f"version: {version}", *([f"date-released: {date[1]}"] if date else [])]
+    lines += [f"license: {project()['license']}", f"repository-code: {repository()}", f"url: {documentation()}"]
+    names = "|".join(["version", "date-released", "license", "repository-code", "url"])
+    kept = re.sub(rf"^(?:{names}): .*\n", "", text, flags=re.M)
+    return re.sub(r"^(?=authors:)", "\n".join([*lines, ""]), kept, count=1, flags=re.M)
+
+
+def with_links(changelog):
+    """CHANGELOG.md with one link for each version at its end: what changed since the one before."""
+    body = re.sub(r"\n*(?:^\[[^\]\n]+\]: https://\S+\n)+\Z", "\n", changelog, flags=re.M)
+    names = re.findall(r"^## \[([^\]]+)\]", body, re.M)
+    tags = ["main" if name == "Unreleased" else f"v{name}" for name in names]
+    links = [
+        f"[{name}]: {repository()}/" + (f"compare/{older}...{tag}" if older else f"commits/{tag}")
+        for name, tag, older in zip(names, tags, [*tags[1:], None], strict=True)
+    ]
+    return "\n".join([body.rstrip("\n"), "", *links, ""])
 
 
 def pending():
@@ -90,6 +137,9 @@ def pending():
     for path in files():
         if path.name not in {"environment.yml", "pyproject.toml"}:
             wanted[path] = with_address(path.read_text(encoding="utf-8"))
+    changelog, cff = ROOT / "CHANGELOG.md", ROOT / "CITATION.cff"
+    wanted[changelog] = with_links(wanted[changelog])
+    wanted[cff] = citation(wanted[cff], wanted[changelog])
     present = {path: path.read_text(encoding="utf-8") for path in wanted if path.exists()}
     return {path: text for path, text in wanted.items() if text != present.get(path)}
 

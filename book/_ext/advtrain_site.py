@@ -1,6 +1,6 @@
 """Sphinx extension of this book.
 
-- The repository's address, the site's address and the version come from pyproject.toml. Markdown pages may write
+- The repository's address and reference, the site's address and the version come from pyproject.toml. Pages may write
   ``{{ repository }}``, a link with that word, and ``{{ version }}``.
 - What Sphinx writes and screen readers stumble over is put right.
 - An interactive figure is accompanied by its static image, for readers without JavaScript and for print.
@@ -18,7 +18,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 
 from run_notebook import VIEW  # noqa: E402
-from sync import documentation, project, repository  # noqa: E402
+from sync import documentation, project, reference, repository  # noqa: E402
 
 SIGNATURE = re.compile(r"<dl>\s*<dd><em class=\"sig-param\">.*?</dl>", re.S)
 STILL = ("image/png", "text/html")
@@ -31,6 +31,7 @@ def configure(app, config):
     site = documentation()
     root = urlsplit(site).path
     config.html_theme_options["repository_url"] = repository()
+    config.html_theme_options["repository_branch"] = reference()  # also what Colab opens
     config.release = config.version = project()["version"]
     link = f"[repository]({repository()})"
     config.myst_substitutions = {"repository": link, "version": config.version, **config.myst_substitutions}

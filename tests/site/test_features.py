@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import run_notebook
 from conftest import build_book
-from sync import ROOT, documentation, repository
+from sync import ROOT, documentation, reference, repository
 
 import advtrain as at
 
@@ -68,7 +68,7 @@ def test_search_finds_chapters_and_terms(results):
 def test_a_chapter_can_be_opened_in_colab_and_downloaded(path, visit, served):
     page = visit(served + page_of(path)).page
     slug = repository().removeprefix("https://github.com/")
-    colab = f"https://colab.research.google.com/github/{slug}/blob/main/book/{path.name}"
+    colab = f"https://colab.research.google.com/github/{slug}/blob/{reference()}/book/{path.name}"
     assert page.locator(f'a[href="{colab}"]').count() == 1
     link = page.locator(".dropdown-download-buttons a[href$='.ipynb']").get_attribute("href")
     downloaded = page.request.get(urljoin(page.url, link)).text()
