@@ -2,13 +2,20 @@
 
 import importlib.metadata
 import io
+import os
 import re
+import shutil
+import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -277,3 +284,113 @@ def test_wheel_holds_the_package_and_nothing_else(in_wheel):
 def test_wheel_holds_command_and_license(in_wheel):
     assert any(name.endswith(".dist-info/entry_points.txt") for name in in_wheel)
     assert any(name.endswith("/LICENSE") for name in in_wheel)
+
+
+BUILD = (
+    "import sys; from setuptools import build_meta; [getattr(build_meta, f'build_{k}')('dist') for k in sys.argv[1:]]"
+)
+
+
+def build(folder, *kinds, umask=0o022):
+    """The archives of these kinds, built in that folder by another process."""
+    subprocess.run([sys.executable, "-c", BUILD, *kinds], cwd=folder, check=True, capture_output=True, umask=umask)
+    return [next((folder / "dist").glob({"sdist": "*.tar.gz", "wheel": "*.whl"}[kind])) for kind in kinds]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A source archive and a wheel, built twice: elsewhere, at another date, by another umask, after another build."""
+    here, there = (tmp_path_factory.mktemp(name) / "sources" for name in ("here", "another-place"))
+    for path in sync.tracked():
+        (here / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, here / path.relative_to(ROOT))
+    shutil.copytree(here, there)
+    for path in there.rglob("*"):
+        os.utime(path, (10**9, 10**9))
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    stale = there / "build" / "lib" / "advtrain" / "gone.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("", encoding="utf-8")
+    return build(here, "sdist", "wheel"), build(there, "sdist", "wheel", umask=0o077)
+
+
+def test_archives_are_the_same_wherever_and_whenever_they_are_built(built):
+    (sdist, wheel), (sdist_again, wheel_again) = built
+    assert sdist.read_bytes() == sdist_again.read_bytes()
+    assert wheel.read_bytes() == wheel_again.read_bytes()
+
+
+def test_the_wheel_of_the_source_archive_is_the_wheel_of_the_tree(built, tmp_path):
+    (sdist, wheel), _ = built
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    (again,) = build(unpacked, "wheel")
+    assert again.read_bytes() == wheel.read_bytes()
+
+
+def test_the_source_archive_holds_what_the_wheel_is_made_of_and_nothing_else(built):
+    (sdist, wheel), _ = built
+    with tarfile.open(sdist) as archive:
+        entries = archive.getmembers()
+    root = f"advtrain_book-{advtrain.__version__}/"
+    assert all(entry.isfile() and entry.name.startswith(root) for entry in entries)
+    assert {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mode) for entry in entries} == {
+        (0, 0, "", "", 0o644)
+    }
+    inside = {entry.name.removeprefix(root) for entry in entries}
+    with zipfile.ZipFile(wheel) as archive:
+        package = {name for name in archive.namelist() if ".dist-info/" not in name}
+    recorded = {name for name in package if name.startswith("advtrain/recorded/")}
+    results = {name.replace("advtrain/recorded", "book/results") for name in recorded}
+    beside = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"}
+    made = {"PKG-INFO", "setup.cfg", *(name for name in inside if name.startswith("advtrain_book.egg-info/"))}
+    assert recorded and inside == (package - recorded) | results | beside | made
+
+
+def test_the_package_describes_itself_where_no_files_lie_beside_the_readme(built):
+    """The metadata is valid, and every link of the README leads somewhere: to the files of this version."""
+    (_, wheel), _ = built
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Metadata.from_email(archive.read(name), validate=True)
+    assert metadata.description_content_type == "text/markdown"
+    assert metadata.description.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    tokens = [child for token in MarkdownIt().parse(metadata.description) for child in token.children or []]
+    links = [
+        token.attrs.get("href") or token.attrs.get("src") for token in tokens if token.type in ("link_open", "image")
+    ]
+    assert len(links) >= 5 and all(link.startswith("https://") for link in links), links
+    ours = [link for link in links if link.startswith(sync.repository() + "/")]
+    assert len(ours) >= 4 and all(link.split("/")[6] == sync.reference() for link in ours)
+
+
+INSTALLED = """
+import advtrain as at
+
+assert at.__version__ == {version!r} and at.__file__.startswith({place!r}), (at.__version__, at.__file__)
+model, data = at.load_results("digits").run("pgd").model, at.load_data("digits")
+few = data.test.images()[:20], data.test.y[:20]
+print(at.evaluate(model, few, at.Threat("linf", eps=0.3), protocol=at.Protocol(steps=2, restarts=1)))
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_works_where_there_is_nothing_else(built, tmp_path):
+    """Installed into an environment of its own, which borrows only what the package requires, in an empty folder."""
+    (_, wheel), _ = built
+    venv.create(tmp_path / "venv", with_pip=False)
+    scripts = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", scripts / "python"]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    (site,) = (path.parent for path in (tmp_path / "venv").rglob("advtrain") if path.is_dir())
+    borrowed = site / "borrowed.pth"  # its line is a folder, in which no other .pth is read: not that of the checkout
+    borrowed.write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    (empty := tmp_path / "empty").mkdir()
+
+    def run(*command):
+        return subprocess.run(command, cwd=empty, check=True, capture_output=True, text=True).stdout
+
+    assert "fast-bat" in run(scripts / "advtrain", "list")
+    assert "20 images" in run(scripts / "python", "-c", INSTALLED.format(version=advtrain.__version__, place=str(site)))
+    assert not list(empty.iterdir())

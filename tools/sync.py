@@ -75,14 +75,19 @@ def environment_yml():
     return "\n".join(lines) + "\n"
 
 
-def files():
-    """The project's text files: tracked, or new and not ignored."""
+def tracked():
+    """The project's files: tracked, or new and not ignored."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
         names = subprocess.run(command, check=True, capture_output=True).stdout.decode().split("\0")
     except (OSError, subprocess.CalledProcessError):
         sys.exit("The project's files are those that git knows: run this in a clone of the repository.")
-    return [ROOT / name for name in sorted(names) if Path(name).suffix in TEXT and (ROOT / name).is_file()]
+    return [ROOT / name for name in sorted(names) if (ROOT / name).is_file()]
+
+
+def files():
+    """Those of the project's files that are text and may name the repository."""
+    return [path for path in tracked() if path.suffix in TEXT]
 
 
 def with_address(text):
