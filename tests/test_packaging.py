@@ -97,7 +97,7 @@ def test_core_dependencies_have_lower_bounds_only():
 
 def test_environment_yml_names_every_dependency_with_its_bound():
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
-    assert text == sync.environment_yml()
+    assert text == sync.environments()["environment.yml"]
     for requirement in sync.dependencies():
         assert f'- "{requirement}"\n' in text
     assert "- --editable .\n" in text

@@ -1,9 +1,9 @@
 """Keep in agreement what is written in more than one place: `python tools/sync.py [--check]`.
 
-`pyproject.toml` is the source. From it come `environment.yml`; the repository's address in every text file that names
-it (README, notebooks' install cells, ...); the git reference there, which is `main` as long as the version is one in
-development, such as 0.1.0.dev0, and the tag of a release; what `CITATION.cff` says of the version; and the links at the
-end of `CHANGELOG.md`. `--check` changes nothing and fails if something would change.
+`pyproject.toml` is the source. From it come `environment.yml` and that of `binder/`; the repository's address in every
+text file that names it (README, notebooks' install cells, ...); the git reference there, which is `main` as long as the
+version is one in development, such as 0.1.0.dev0, and the tag of a release; what `CITATION.cff` says of the version;
+and the links at the end of `CHANGELOG.md`. `--check` changes nothing and fails if something would change.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+from bootstrap import CPU_INDEX
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,21 +60,37 @@ def dependencies():
     return sorted({*project()["dependencies"], *(item for extra in extras.values() for item in extra)})
 
 
-def environment_yml():
-    """What environment.yml has to say."""
+def environment(purpose, python, *pip):
+    """An environment of conda: what its file has to say, with these lines for pip."""
     lines = [
-        "# Written by tools/sync.py from pyproject.toml.  conda env create --file environment.yml",
+        f"# Written by tools/sync.py from pyproject.toml.  {purpose}",
         "name: advtrain",
         "channels:",
         "  - conda-forge",
         "dependencies:",
-        f"  - python{project()['requires-python']}",
+        f"  - python{python}",
         "  - pip",
         "  - pip:",
-        *(f'      - "{requirement}"' for requirement in dependencies()),
-        "      - --editable .",
+        *(f"      - {line}" for line in pip),
     ]
     return "\n".join(lines) + "\n"
+
+
+def environments():
+    """{file: content} of the environments of conda: one with everything, and one for Binder.
+
+    Binder is for readers, with little memory and no GPU: what the chapters import, and PyTorch without CUDA. Its Python
+    is named, since a lower bound would leave the choice to Binder. Paths are relative to the file.
+    """
+    for_chapters = [item for item in dependencies() if re.match(r"ipykernel|ipywidgets|matplotlib", item)]
+    everything = [f'"{item}"' for item in dependencies()]
+    reading = [f"--extra-index-url {CPU_INDEX}", *(f'"{item}"' for item in for_chapters)]
+    return {
+        "environment.yml": environment(
+            "conda env create --file environment.yml", project()["requires-python"], *everything, "--editable ."
+        ),
+        "binder/environment.yml": environment("What Binder builds.", "=3.12", *reading, "--editable .."),
+    }
 
 
 def tracked():
@@ -138,7 +156,7 @@ def with_links(changelog):
 
 def pending():
     """{path: new content} of the files that disagree with pyproject.toml."""
-    wanted = {ROOT / "environment.yml": environment_yml()}
+    wanted = {ROOT / name: text for name, text in environments().items()}
     for path in files():
         if path.name not in {"environment.yml", "pyproject.toml"}:
             wanted[path] = with_address(path.read_text(encoding="utf-8"))
@@ -157,6 +175,7 @@ def main():
     for path, text in stale.items():
         print("stale:" if check else "rewritten:", path.relative_to(ROOT).as_posix())
         if not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
     if check and stale:
         sys.exit("Run: python tools/sync.py")
