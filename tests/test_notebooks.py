@@ -244,7 +244,15 @@ SPOILED = {
     "no claims": (code("print('two')"), "asserts"),
     "what is no Python": (code("assert 1 +"), "cannot be read"),
     "no cell for Colab": (lambda nb: nb.cells[1].update(source="import sys"), "Colab"),
-    "metadata of Colab": (lambda nb: nb.metadata.update(accelerator="GPU"), "Colab"),
+    "metadata of Colab": (lambda nb: nb.metadata.update(colab={"provenance": []}), "Colab"),
+    "a GPU for the digits": (lambda nb: nb.metadata.update(accelerator="GPU"), "GPU"),
+    "a download without being asked": (code("assert at.load_data('cifar10', download=True)"), "no reader asked"),
+    "a download by other means": (code("assert urlopen('https://example.com')"), "a download: 'urlopen'"),
+    "a command that downloads": (code("assert True\n!advtrain data fetch cifar10"), "a download: 'data fetch'"),
+    "a second installation": (code("assert True\n%pip install numpy"), "a download: 'pip install'"),
+    "a path in code": (code("assert open('/home/joe/x')"), "a path"),
+    "a file beside the book": (code("assert open('results/digits.json')"), "a file of the repository"),
+    "a file above": (code("assert open('../README.md')"), "a file of the repository"),
     "widgets without state": (lambda nb: nb.metadata["widgets"][run_notebook.STATE].pop("state"), "state"),
     "no widgets at all": (lambda nb: nb.metadata.pop("widgets"), "state"),
     "a lost widget": (lambda nb: state(nb).pop(f"{3:032x}"), "not stored"),
@@ -287,6 +295,14 @@ def test_the_lint_lets_ordinary_figures_pass(text, notebook):
 
 def restore(notebook):
     notebook.metadata["advtrain"]["executed"] = run_notebook.digest(notebook)
+
+
+def test_the_lint_lets_a_gpu_and_a_download_pass_that_another_setting_asks_for(notebook):
+    notebook.cells[3].source += '\nSETTING = "cifar10"'
+    notebook.cells[7].source = "def load():\n    return at.load_data(SETTING, download=True)"
+    notebook.metadata["accelerator"] = "GPU"
+    restore(notebook)
+    assert lint_notebooks.problems(notebook) == []
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,12 @@ LEAKS = {
     "a path": rf"(?<![\w.])/(?:{ROOTS})/[\w.]|\b[A-Za-z]:[\\/]\w|~/[\w.]|site-packages",
     "an address in memory": r"\b0x[0-9a-fA-F]{6,}\b",
 }
+TAKES = {
+    "a download": r"\b(?:urlopen|urlretrieve|from_pretrained|torch\.hub|snapshot_download|wget|curl|pip install)\b"
+    r"|\bdata[\"', ]+fetch\b|\bfetch\(|\bpretrained=True|\bimport requests\b",
+    "a file of the repository": r"[\"'](?:\.\./|(?:advtrain|benchmarks|book|tests|tools|results)/)",
+}
+GAINS = re.compile(r'^SETTING = "(?!digits")', re.M)  # what a GPU is for
 UNITS = "ns|[µμu]s|ms|s|milliseconds?|secs?|seconds?|mins?|minutes?|h|hours?|days?"
 VARIES = {
     "a time": rf"\b\d+(?:\.\d+)?\s?(?:{UNITS})\b|\b[0-2]?\d:[0-5]\d:[0-5]\d\b|\bat [0-2]?\d:[0-5]\d\b|\bit/s\b",
@@ -76,6 +82,17 @@ def ends_with_semicolon(cell):
 
 def claims(cell):
     return any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(python_of(cell))))
+
+
+def elsewhere(cell):
+    """What a code cell takes from elsewhere than the package: files beside it, and what it downloads unasked."""
+    for what, pattern in {**TAKES, "a path": LEAKS["a path"]}.items():
+        if found := re.search(pattern, cell.source):
+            yield f"its code holds {what}: {found[0]!r}"
+    for call in (node for node in ast.walk(ast.parse(python_of(cell))) if isinstance(node, ast.Call)):
+        if any(option.arg == "download" and ast.unparse(option.value) != "False" for option in call.keywords):
+            if [ast.unparse(argument) for argument in call.args] != ["SETTING"]:  # the reader asks, by another setting
+                yield f"downloads what no reader asked for: {ast.unparse(call)!r}"
 
 
 def described(cell):
@@ -224,8 +241,10 @@ def problems(notebook):
         found.append("its code or its outputs were edited after its last run: run it with tools/run_notebook.py")
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         found.append("was not run once from top to bottom: cells without a count are never compared")
-    if extra := {"colab", "accelerator"} & set(notebook.metadata):
-        found.append(f"metadata of Colab: {sorted(extra)}")
+    if "colab" in notebook.metadata:
+        found.append("metadata of Colab: ['colab']")
+    if "accelerator" in notebook.metadata and not any(GAINS.search(cell.source) for cell in code):
+        found.append("asks Colab for a GPU, by which the digits gain nothing")
     if not code or "google.colab" not in code[0].source or "nbval-skip" not in tags(code[0]):
         found.append("its first code cell has to install the package in Colab, with the tag nbval-skip")
     asserted = False
@@ -233,6 +252,7 @@ def problems(notebook):
         if cell.cell_type == "code":
             try:
                 asserted |= claims(cell)
+                found += [f"cell {number}: {problem}" for problem in elsewhere(cell) if cell is not code[0]]
                 found += [f"cell {number}: {problem}" for problem in in_code(cell)]
             except (SyntaxError, tokenize.TokenError) as error:
                 found.append(f"cell {number}: cannot be read as Python: {error}")
