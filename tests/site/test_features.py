@@ -65,19 +65,22 @@ def test_search_finds_chapters_and_terms(results):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_chapter_can_be_opened_in_colab_and_downloaded(path, visit, served):
+def test_a_chapter_can_be_opened_in_colab_and_binder_and_downloaded(path, visit, served):
     page = visit(served + page_of(path)).page
     slug = repository().removeprefix("https://github.com/")
     colab = f"https://colab.research.google.com/github/{slug}/blob/{reference()}/book/{path.name}"
-    assert page.locator(f'a[href="{colab}"]').count() == 1
+    binder = f"https://mybinder.org/v2/gh/{slug}/{reference()}?urlpath=lab/tree/book/{path.name}"
+    for address in (colab, binder):
+        assert page.locator(f'a[href="{address}"]').count() == 1
     link = page.locator(".dropdown-download-buttons a[href$='.ipynb']").get_attribute("href")
     downloaded = page.request.get(urljoin(page.url, link)).text()
     assert json.loads(downloaded) == json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_pages_that_are_no_notebooks_have_no_colab_button(visit, served):
+def test_pages_that_are_no_notebooks_have_no_launch_button(visit, served):
     page = visit(served + "book/index.html").page
-    assert page.locator('a[href*="colab.research.google.com/github"]').count() == 0
+    for site in ("colab.research.google.com/github", "mybinder.org/v2"):
+        assert page.locator(f'a[href*="{site}"]').count() == 0
 
 
 def test_copying_skips_prompts_and_output(visit, served):
