@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from torch import nn
@@ -14,6 +13,7 @@ from .data import Split, as_dataset
 from .defense import Defense
 from .defenses import Standard
 from .errors import at_least, bad, check_kind, one_of
+from .markup import table
 from .modes import place
 from .recipe import check_defense, check_network, undisturbed
 
@@ -88,16 +88,8 @@ class Budget:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *rows = ([escape(cell) for cell in cells] for cells in self._cells())
-        top = "".join(f'<th scope="col">{cell}</th>' for cell in ["defense", *head[1:]])
-        body = "".join(
-            f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-            for name, *cells in rows
-        )
-        return (
-            f'<table class="table"><caption>{escape(self.caption)}</caption>'
-            f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        head, *rows = self._cells()
+        return table(["defense", *head[1:]], rows, caption=self.caption)
 
 
 def budget(
@@ -110,6 +102,13 @@ def budget(
     speed: Speed | None = None,
 ) -> Budget:
     """Predict what training with each of several defenses costs, before any of it is done.
+
+    >>> import advtrain as at
+    >>> data, threat = at.load_data("digits"), at.Threat("linf", eps=0.3)
+    >>> pair = [at.defenses.FGSM(threat), at.defenses.PGD(threat, steps=10)]
+    >>> found = budget(pair, at.build_model("small-cnn", data), data, speed=at.Speed(update=0.004, forward=0.001))
+    >>> round(found.relative("fgsm"), 1), round(found.relative("pgd"), 1)
+    (1.7, 7.7)
 
     Args:
         defenses: several, or one; as a dict where two have the same name: `{"PGD-2": PGD(threat, steps=2), ...}`.

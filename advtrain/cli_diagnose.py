@@ -8,8 +8,9 @@ import click
 
 from .cli_judge import Subject, with_subject
 from .diagnose import diagnose
-from .errors import FileError
+from .errors import AdvtrainError, FileError
 from .files import atomic, check_writable, write_json
+from .options import PROGRESS
 
 
 @click.command("diagnose", short_help="Does the robustness of a run, or of any model, hold?")
@@ -17,8 +18,11 @@ from .files import atomic, check_writable, write_json
 @click.option("--images", type=click.IntRange(min=1), default=256, show_default=True, help="How many to judge by.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--plot", type=click.Path(path_type=Path), help="Where to draw it: a .png, .svg or .pdf file.")
+@PROGRESS
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the diagnosis as JSON.")
-def diagnose_command(subject: Subject, images: int, batch_size: int, plot: Path | None, out: Path | None) -> None:
+def diagnose_command(
+    subject: Subject, images: int, batch_size: int, progress: bool | None, plot: Path | None, out: Path | None
+) -> None:
     """Look for gradient masking in every way known, and name the cause.
 
     The model is the one in RUN, the folder of a run; or any network, named by --model, on --data and within --eps. Some
@@ -31,7 +35,13 @@ def diagnose_command(subject: Subject, images: int, batch_size: int, plot: Path 
     for path in filter(None, (plot, out)):
         check_writable(path.parent, holding=path.name, overwrite=True)
     found = diagnose(
-        subject.model, subject.split, subject.threat, images=images, seed=subject.seed, batch_size=batch_size
+        subject.model,
+        subject.split,
+        subject.threat,
+        images=images,
+        seed=subject.seed,
+        batch_size=batch_size,
+        progress=progress,
     )
     click.echo(subject.title)
     click.echo(found)
@@ -42,5 +52,7 @@ def diagnose_command(subject: Subject, images: int, batch_size: int, plot: Path 
                 found.plot().savefig(partial, format=ending)
             except ValueError as error:
                 raise FileError(f"cannot draw {plot}: {error}") from error
+            except ImportError as error:
+                raise AdvtrainError(str(error)) from error
     if out:
         write_json(out, {**found.to_dict(), **subject.source})

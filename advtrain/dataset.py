@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .data_view import dataset_html, dataset_text, split_html
 from .errors import DataError, FileError, bad
 
 MOST_CLASSES = 100_000
@@ -64,6 +65,9 @@ class Split:
         floats = as_float(pixels, dtype)
         return floats.clone() if floats is pixels else floats  # a model may write to its input, nobody to the data
 
+    def _repr_html_(self) -> str:
+        return split_html(self)
+
     def __repr__(self) -> str:
         n, *shape = self.x.shape
         return f"Split({n:,} images of {'x'.join(map(str, shape))}, {str(self.x.dtype).removeprefix('torch.')})"
@@ -89,7 +93,7 @@ class Dataset:
     """
 
     name: str
-    train: Split | DataLoader
+    train: Split | DataLoader[Any]
     val: Split | None
     test: Split | None
     shape: tuple[int, int, int]
@@ -103,21 +107,23 @@ class Dataset:
 
     def probe(self) -> Split:
         """A few training images, to try a model on."""
-        return self.train[:8] if isinstance(self.train, Split) else self.first
+        if isinstance(self.train, Split):
+            return self.train[:8]
+        if self.first is None:
+            bad("first", None, "the first batch of the DataLoader", "as_dataset(loader) finds it", kind=DataError)
+        return self.first
+
+    def _repr_html_(self) -> str:
+        return dataset_html(self)
 
     def __repr__(self) -> str:
-        def count(split: Any) -> str:
-            return "none" if split is None else f"{len(split):,}" if isinstance(split, Split) else "a DataLoader"
+        return dataset_text(self)
 
-        def numbers(values: tuple[float, ...]) -> str:
-            return ", ".join(f"{value:.4f}" for value in values)
 
-        return (
-            f"Dataset {self.name!r}: {self.num_classes} classes, images of {'x'.join(map(str, self.shape))}\n"
-            f"  train {count(self.train)}, val {count(self.val)}, test {count(self.test)}\n"
-            f"  mean ({numbers(self.mean)}), std ({numbers(self.std)}), "
-            f"{'random crops and flips' if self.augment else 'no augmentation'}"
-        )
+def image_shape(x: Tensor) -> tuple[int, int, int]:
+    """(C, H, W) of images (N, C, H, W)."""
+    _, channels, height, width = x.shape
+    return channels, height, width
 
 
 def as_float(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -246,15 +252,16 @@ def assemble(
     train = train[hash_order(hashes, train.y, seed)]
     if not isinstance(val, Split):
         kept = len(train) - count_of(val, len(train), "val")
-        train, val = train[:kept], train[kept:] if kept < len(train) else None
-    train, val, test = (Split(part.x.contiguous(), part.y) if part else None for part in (train, val, test))
-    shape = tuple(train.x.shape[1:])
-    return Dataset(name, train, val, test, shape, len(classes), classes, mean, std, augment, spec)
+        train, val = train[:kept], train[kept:]
+    train = Split(train.x.contiguous(), train.y)
+    held, last = (Split(part.x.contiguous(), part.y) if len(part) else None for part in (val, test))
+    shape = image_shape(train.x)
+    return Dataset(name, train, held, last, shape, len(classes), classes, mean, std, augment, spec)
 
 
 def _verify(splits: dict[str, Split], digests: dict[str, str], name: str, origin: str) -> None:
     for part, split in splits.items():
-        for key, values in (f"x_{part}", pixel_bytes(split.x)), (f"y_{part}", split.y.numpy().astype("<i8")):
+        for key, values in (f"x_{part}", pixel_bytes(split.x)), (f"y_{part}", split.y.numpy().astype("<i8").tobytes()):
             if hashlib.sha256(values).hexdigest() != digests[key]:
                 # It may be the caller's own work under this name: nothing here tells anyone to delete it.
                 fetch = f"; `advtrain data fetch {name} --root FOLDER` gets the official one into another folder"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from base64 import b64encode
+from html import escape
 from io import BytesIO
 from typing import Any
 
@@ -100,6 +103,37 @@ def png(image: Image.Image) -> bytes:
     return min(files, key=len)
 
 
+def tag(image: Image.Image, alt: str) -> str:
+    """An image as HTML that brings its pixels along; `alt` says what it shows, for those who cannot see it."""
+    source = f"data:image/png;base64,{b64encode(png(image)).decode()}"
+    size = f'width="{image.width}" height="{image.height}" style="max-width:100%;height:auto"'
+    return f'<img alt="{escape(alt)}" src="{source}" {size}>'
+
+
+def complaint() -> str:
+    """The exception that is being handled, as HTML that is read aloud at once."""
+    return f'<pre role="alert" style="white-space:pre-wrap">{escape(traceback.format_exc())}</pre>'
+
+
+def strip(images: Any, side: int = 48) -> Image.Image:
+    """Images (N, C, H, W) of floats in [0, 1] side by side, the longer side of each about `side` pixels."""
+    gap, tiles = 3, []
+    for array in images.detach().cpu().double().numpy():
+        channels = array.repeat(3, 0) if len(array) == 1 else array
+        tile = Image.fromarray(np.uint8(np.round(channels.transpose(1, 2, 0) * 255)))
+        larger = side // max(tile.size)
+        tile = (
+            ImageOps.scale(tile, larger, Image.Resampling.NEAREST) if larger else ImageOps.contain(tile, (side, side))
+        )
+        tiles.append(tile)
+    wide, high = tiles[0].size
+    sheet = Image.new("RGB", (len(tiles) * (wide + gap) - gap, high), "white")
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile, (number * (wide + gap), 0))
+    return sheet
+
+
 def _moved(image: Image.Image, candidate: Image.Image) -> int:
     """Levels by which some channel of some pixel differs at most."""
-    return int(abs(np.int16(image) - np.int16(candidate.convert("RGB"))).max())
+    before, after = (np.asarray(each, dtype=np.int16) for each in (image, candidate.convert("RGB")))
+    return int(abs(before - after).max())

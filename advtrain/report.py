@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import asdict, dataclass, field
-from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 from torch import Tensor
 
 from .errors import bad, one_of
+from .markup import table
 from .threat import Threat, format_eps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,11 @@ class Report:
             (row.name, f"{row.accuracy:.1%}", "{:.1%} – {:.1%}".format(*row.interval), row.details) for row in self.rows
         ]
 
+    def _head(self) -> str:
+        return f"{self.rows[0].total} images, {radius(self.threat)}" if self.rows else "no rows"
+
     def __str__(self) -> str:
-        norm = {"linf": "ℓ∞", "l2": "ℓ2"}[self.threat.norm]
-        lines = [f"{self.rows[0].total} images, {norm} ε = {format_eps(self.threat.eps)}" if self.rows else "no rows"]
+        lines = [self._head()]
         wide = max((len(row.name) for row in self.rows), default=0) + 1
         lines += [
             f"{name:<{max(wide, 8)}}{value:>7}   95% interval {ends:<17}{details}".rstrip()
@@ -118,10 +123,27 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "<tr><th>attack</th><th>accuracy</th><th>95% interval</th><th></th></tr>"
-        rows = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>" for cells in self._cells()]
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
-        return f'<table class="table">{head}{"".join(rows)}</table>{notes}'
+        head = ["attack", "accuracy", "95% interval", "settings"]
+        return table(head, self._cells(), caption=self._head(), below=self.notes)
+
+    def plot(self, ax: Any = None) -> Figure:
+        """Draw what each attack leaves, with intervals: `advtrain.plot.report`. Needs matplotlib.
+
+        Args:
+            ax: matplotlib axes to draw into; a new figure if not given.
+        """
+        from .plot import report
+
+        return report(self, ax)
+
+
+def radius(threat: Threat) -> str:
+    """`ℓ∞ ε = 8/255`: what the attacker was allowed, in a few characters."""
+    return f"{NORMS[threat.norm]} ε = {format_eps(threat.eps)}"
+
+
+NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
+"""How norms are written."""
 
 
 def interpret(rows: dict[str, Row], *, warned: bool = False) -> list[str]:

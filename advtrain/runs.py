@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +28,11 @@ from .errors import AdvtrainError, ArgumentError, FileError, bad
 from .files import atomic, check_writable, read_json, write_json
 from .models import build_model
 from .recipe import find_device
+from .run_view import as_html, as_text
 from .threat import Threat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 1
 
@@ -106,6 +110,29 @@ class Run:
         write_json(folder / "config.json", self.config)
         self.path = folder
         return folder
+
+    def export(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model so that it runs with PyTorch alone: `advtrain.export`, with what the run knows of it.
+
+        Args:
+            path: the folder.
+            overwrite: replace what an earlier export has left there.
+        """
+        from .export import export
+
+        return export(self.model, path, data=self.data, defense=self.defense, overwrite=overwrite)
+
+    def plot(self) -> Figure:
+        """Draw loss and accuracies epoch by epoch: `advtrain.plot.history`. Needs matplotlib."""
+        from .plot import history
+
+        return history(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def __str__(self) -> str:
+        return as_text(self)
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}

@@ -3,13 +3,13 @@ r"""Interactive figures that answer without a kernel, because their frames are d
     at.widgets.slider(draw, [0, 0.1, 0.2, 0.3], label=r"\(\varepsilon\)", alt="The digit 3, perturbed with ε = {}")
 
 The page stores the frames, and links between controls and frames that the browser follows. Where there is a kernel,
-the frame on view is also drawn anew, so that it shows the reader's own model.
+the frame on view is also drawn anew, so that it shows the reader's own model. `explorer` is for one's own notebook: it
+attacks an image anew at every move, and needs the kernel.
 """
 
 from __future__ import annotations
 
 import re
-import traceback
 from base64 import b64encode
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
@@ -23,11 +23,12 @@ from .errors import at_least, bad
 try:
     import ipywidgets
 
-    from .pictures import DRAWABLE, png, render, sheet
+    from .explorer import Explorer, explorer
+    from .pictures import DRAWABLE, complaint, png, render, sheet, tag
 except ImportError as error:
     raise ImportError(f"advtrain.widgets needs {error.name}: pip install ipywidgets matplotlib") from error
 
-__all__ = ["slider", "grid", "compare", "Interactive"]
+__all__ = ["slider", "grid", "compare", "Interactive", "explorer", "Explorer"]
 
 # Commands of TeX that have another name in HTML, or none.
 SPOKEN = {
@@ -51,6 +52,10 @@ def slider(
     play: bool = False, format: str = "{:g}", still: Any = None, live: bool = True, limit: int = LIMIT,
 ) -> Interactive:  # fmt: skip
     r"""A figure with a slider: one frame for each of `values`.
+
+    >>> figure = slider(lambda eps: f"<p>{eps}</p>", [0, 0.1, 0.2], label="radius", alt="the radius {}")
+    >>> figure, len(figure.frames)
+    (Interactive figure: radius from 0 to 0.2 in 3 frames, 3)
 
     Args:
         draw: `draw(value)` returns a matplotlib Figure (closed once rendered), an image of floats in [0, 1] with shape
@@ -78,6 +83,9 @@ def grid(
 ) -> Interactive:  # fmt: skip
     """A figure with two sliders: one frame for each pair of a value of `first` and a value of `second`.
 
+    >>> len(grid(lambda a, b: f"<p>{a + b}</p>", [0, 1], [0, 1, 2], labels=("a", "b"), alt="{0} + {1}").frames)
+    6
+
     Args:
         draw: `draw(a, b)` returns what that of `slider` does.
         first: what the first slider runs over.
@@ -96,6 +104,9 @@ def compare(
     limit: int = LIMIT,
 ) -> Interactive:  # fmt: skip
     """Two frames in one place, and a button for each.
+
+    >>> compare("<p>3</p>", "<p>5</p>", labels=("clean", "attacked"), alt=("a three", "a five"))
+    Interactive figure: clean or attacked
 
     Args:
         before, after: what `draw` of `slider` may return.
@@ -157,7 +168,7 @@ def _figure(draw, axes, alt, still, live, limit, play=False) -> Interactive:
         try:
             frames[i].value = _html(render(draw(*values[i]), "draw"), _alt(alt, texts[i], values[i]), size)
         except Exception:  # the reader's own code may raise: that has to be seen, and the next move may go well
-            frames[i].value = f'<pre role="alert" style="white-space:pre-wrap">{escape(traceback.format_exc())}</pre>'
+            frames[i].value = complaint()
 
     for control in sliders if live else ():
         control.observe(redraw, "index")
@@ -258,7 +269,4 @@ def _html(picture, alt, size) -> str:
     if isinstance(picture, str):
         style = "background:#fff;color:#111;overflow-x:auto"
         return f'<div role="figure" aria-label="{escape(alt)}" style="{style}">{picture}</div>'
-    picture = sheet(picture, size)
-    source = f"data:image/png;base64,{b64encode(png(picture)).decode()}"
-    size = f'width="{picture.width}" height="{picture.height}" style="max-width:100%;height:auto"'
-    return f'<img alt="{escape(alt)}" src="{source}" {size}>'
+    return tag(sheet(picture, size), alt)

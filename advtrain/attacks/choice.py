@@ -25,6 +25,16 @@ def name_of(attack: Any) -> str:
     return attack if isinstance(attack, str) else str(getattr(attack, "__name__", type(attack).__name__))
 
 
+def written(attack: Any) -> str:
+    """The name of an attack as texts write it: `PGD`, `R-FGSM`, `Square`; of the caller's own as it is.
+
+    Args:
+        attack: as in `name_of`.
+    """
+    name = name_of(attack)
+    return "Square" if name == "square" else name.upper() if isinstance(attack, str) else name
+
+
 def choose(attack: Attack, steps: int) -> Chosen:
     """`attack(model, x, y, threat, rng)` of an attack by its name, or of the caller's own.
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import one_of
-from ..report import Row
-from ..threat import Threat, format_eps
+from ..markup import table
+from ..report import Row, radius
+from ..threat import Threat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VERDICTS = ("ok", "note", "flag")
 MARKS = {"ok": "ok", "note": "note", "flag": "FLAG"}
@@ -160,9 +163,8 @@ class Diagnosis:
         return hash((self.threat, self.images, self.causes, self.verdict, self.seed))
 
     def _head(self) -> str:
-        norm = {"linf": "ℓ∞", "l2": "ℓ2"}[self.threat.norm]
         result = f"flagged: {self.causes[0]}" if self.flagged else "no sign of gradient masking"
-        return f"{self.images} images, {norm} ε = {format_eps(self.threat.eps)}: {result}"
+        return f"{self.images} images, {radius(self.threat)}: {result}"
 
     def __str__(self) -> str:
         wide = max(len(finding.title) for finding in self.findings)
@@ -173,18 +175,11 @@ class Diagnosis:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "<tr><th></th><th>check</th><th>figure</th><th>source</th></tr>"
-        rows = ""
-        for finding in self.findings:
-            cells = MARKS[finding.verdict], finding.title, finding.figure, finding.source
-            cells = [escape(cell) for cell in cells]
-            if finding.verdict == "flag":
-                cells[:2] = [f"<strong>{cell}</strong>" for cell in cells[:2]]
-            rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        title, text = escape(self._head()), escape(self.verdict)
-        return f'<p><strong>{title}</strong></p><table class="table">{head}{rows}</table><p>{text}</p>'
+        head = ["check", "verdict", "figure", "source"]
+        rows = [(each.title, MARKS[each.verdict], each.figure, each.source) for each in self.findings]
+        return table(head, rows, caption=self._head(), below=[self.verdict])
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """Draw accuracy and loss along ε, and what every attack leaves. Needs matplotlib.
 
         Returns:

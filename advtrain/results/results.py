@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import bad, one_of
 from ..files import atomic, digest_of
@@ -24,6 +24,9 @@ from .networks import load_trial
 from .paired import METRICS, Difference, paired
 from .table import as_html, as_markdown, as_text, table_rows
 from .trial import Trial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 1
 
@@ -144,6 +147,16 @@ class Results:
         meant = [(c["a"], c["b"], c["metric"], c["why"]) for c in self.experiment["compare"]]
         return [self.compare(*c) for c in meant if seeds(c[0], c[2]) & seeds(c[1], c[2])]
 
+    def plot(self, ax: Any = None) -> Figure:
+        """Draw each method's accuracies, with their spread over seeds. Needs matplotlib.
+
+        Args:
+            ax: matplotlib axes to draw into; a new figure if not given.
+        """
+        from .figure import draw
+
+        return draw(self, ax)
+
     def markdown(self) -> str:
         """The table and the comparisons in Markdown, as the book shows them."""
         return as_markdown(self)
@@ -161,7 +174,7 @@ class Results:
         head = {"format": FORMAT, "experiment": self.experiment, "digest": self.digest}
         return {**head, "provenance": self.provenance, "runs": [run.to_dict() for run in self.runs]}
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, atomically; `load_results` reads it.
 
         Args:

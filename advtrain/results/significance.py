@@ -6,12 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 import numpy
 
 from ..errors import at_least, bad, one_of
+from ..markup import table
 from .paired import Difference, deviation, points, t_p_value
 
 TESTS = {"t": "paired t test", "sign-flip": "sign-flip test", "mcnemar": "exact McNemar test"}
@@ -150,11 +150,9 @@ class PairedTests:
             d = each.difference
             ends = "–" if d.interval is None else " to ".join(map(points, d.interval))
             cells = [f"{d.a} minus {d.b}", points(d.mean), ends, str(len(d.values))]
-            cells += ["–" if adjusted[name][i] is None else _p(adjusted[name][i]) for name in shown]
-            rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-        top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-        below = "".join(f"<p>{escape(line)}</p>" for line in [*self.notes, *self.warnings])
-        return f'<table class="table"><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table>{below}'
+            cells += [_p(adjusted[name][i]) for name in shown]
+            rows.append(cells)
+        return table(head, rows, below=[*self.notes, *self.warnings], named=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; `PairedTests.from_dict` reads them. The p-values are among them for other readers."""
@@ -213,7 +211,7 @@ def mcnemar(a: int, b: int) -> float:
     """
     a, b = at_least("a", a, 0), at_least("b", b, 0)
     tail = sum(math.comb(a + b, k) for k in range(min(a, b) + 1))
-    return min(1.0, 2 * tail / 2 ** (a + b))
+    return min(1.0, 2 * tail / (1 << (a + b)))
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -236,5 +234,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return found
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.3g}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..markup import table
 from ..threat import format_eps
 from .paired import deviation
 
@@ -104,9 +104,9 @@ def _unit(results: Results) -> float | None:
 def _cost(run: Trial, unit: float | None) -> float | None:
     """What the whole training cost, in that unit, or for each training image."""
     if unit is not None:
-        return run.forwards_total / unit
+        return None if run.forwards_total is None else run.forwards_total / unit
     epochs = run.config["fit"].get("epochs")
-    return run.forwards * epochs if isinstance(epochs, (int, float)) else None
+    return run.forwards * epochs if run.forwards is not None and isinstance(epochs, (int, float)) else None
 
 
 def _cells(results: Results) -> list[list[str]]:
@@ -236,17 +236,9 @@ def as_text(results: Results) -> str:
 
 def as_html(results: Results) -> str:
     """For a notebook."""
-    head, *rows = ([escape(cell) for cell in cells] for cells in _cells(results))
-    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, *cells in rows
-    )
-    caption = escape(f"{results.experiment['title']}: {_caption(results)}")
-    below = "".join(f"<p>{escape(str(line))}</p>" for line in [*_remarks(results), *results.comparisons])
-    return (
-        f'<table class="table"><caption>{caption}</caption><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table>{below}"
-    )
+    head, *rows = _cells(results)
+    below = [*_remarks(results), *map(str, results.comparisons)]
+    return table(head, rows, caption=f"{results.experiment['title']}: {_caption(results)}", below=below)
 
 
 def as_markdown(results: Results) -> str:
