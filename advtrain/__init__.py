@@ -9,7 +9,9 @@ run = at.fit(model, at.defenses.FastAT(threat), data, epochs=30, seed=0)
 print(at.evaluate(run.model, data.test, threat))
 """
 
-from . import attacks, defenses, errors, experiments, measure, schedules
+from typing import TYPE_CHECKING, Any
+
+from . import attacks, callbacks, defenses, errors, experiments, measure, schedules
 from .autoattack import AutoAttackReport, autoattack
 from .budget import Budget, budget
 from .cost import Cost, Speed, calibrate, cost
@@ -19,6 +21,7 @@ from .diagnose import Diagnosis, diagnose
 from .errors import AdvtrainError
 from .evaluate import PROTOCOLS, Protocol, evaluate
 from .experiments import Check, check_results_file, reproduce
+from .export import export
 from .foreign import load_model
 from .models import build_model
 from .modes import attacking
@@ -39,20 +42,24 @@ __all__ = [
     "PRESETS", "PROTOCOLS", "AdvtrainError", "AutoAttackReport", "Batch", "Budget", "Check", "Cost", "Dataset",
     "Defense", "Diagnosis", "PairedTest", "PairedTests", "Preset", "Protocol", "Report", "Results", "Rng", "Run",
     "Speed", "Split", "Step", "Threat", "Trial", "as_dataset", "attacking", "attacks", "autoattack", "budget",
-    "build_model", "calibrate", "check_results_file", "compare", "cost", "defenses", "diagnose", "errors", "evaluate",
-    "experiments", "fit", "joined", "load_data", "load_model", "load_results", "load_run", "measure", "preset",
-    "recorded", "reproduce", "schedules", "side_by_side",
+    "build_model", "calibrate", "callbacks", "check_results_file", "compare", "cost", "defenses", "diagnose", "errors",
+    "evaluate", "experiments", "export", "fit", "joined", "load_data", "load_model", "load_results", "load_run",
+    "measure", "preset", "recorded", "reproduce", "schedules", "side_by_side",
 ]  # fmt: skip
 
+if TYPE_CHECKING:
+    from . import plot as plot
+    from . import widgets as widgets
+else:  # a type checker would take any name for one that this finds
 
-def __getattr__(name: str):
-    """`advtrain.widgets` is imported on first use: it alone needs ipywidgets (PEP 562)."""
-    if name == "widgets":
-        from importlib import import_module
+    def __getattr__(name: str) -> Any:
+        """`plot` and `widgets` are imported on first use: they alone need matplotlib and ipywidgets (PEP 562)."""
+        if name in ("plot", "widgets"):
+            from importlib import import_module
 
-        return import_module(f"{__name__}.widgets")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "widgets"})
+    return sorted({*globals(), "plot", "widgets"})

@@ -1,4 +1,5 @@
-"""The command line: `advtrain train`, `evaluate`, `diagnose`, `reproduce`, `list`, `data`. Also `python -m advtrain`.
+"""The command line: `advtrain train`, `evaluate`, `diagnose`, `reproduce`, `export`, `list`, `data`; also as
+`python -m advtrain`.
 
 Options are generated from the fields and signatures of the Python API, so that both say the same.
 """
@@ -17,10 +18,13 @@ import click
 
 from . import data as data_room
 from .attacks import ATTACKS
+from .callbacks import TensorBoard
 from .cli_data import data_group
 from .cli_diagnose import diagnose_command
+from .cli_export import export_command
 from .cli_judge import evaluate_command, source_of, verdict
 from .cli_reproduce import reproduce_command
+from .defense import Defense
 from .defenses import DEFENSES
 from .errors import AdvtrainError
 from .evaluate import evaluate
@@ -68,7 +72,7 @@ class _Train(click.Group):
             "threat": field_options(Threat, skip=("low", "high")),
             "defense": own,
             "data": signature_options(data_room.load_data, skip=("seed",)),
-            "fit": signature_options(fit, skip=("on_epoch",)),
+            "fit": signature_options(fit, skip=("on_epoch", "callbacks")),
         }
         for option in groups["threat"]:
             if option.name == "norm":
@@ -99,21 +103,22 @@ class _Train(click.Group):
             click.Option(
                 ["--report", "report_path"], help="Where to write the verdict as JSON, with history and provenance."
             ),
+            click.Option(["--tensorboard"], metavar="FOLDER", help="Where to write the history for TensorBoard."),
         ]
 
         def callback(
             data_name: str, model_name: str | None, model_option: tuple[str, ...], judge: bool, report_path: str | None,
-            **values: Any,
+            tensorboard: str | None, **values: Any,
         ) -> None:  # fmt: skip
             part = {group: {o.name: values[o.name] for o in options} for group, options in groups.items()}
             model_options = name_values(with_preset(click.get_current_context(), model_name, model_option), taken=TAKEN)
-            train(defense, data_name, model_name, model_options, judge, report_path, part)
+            train(defense, data_name, model_name, model_options, judge, report_path, tensorboard, part)
 
         return click.Command(
             name,
             params=[*general, *sum(groups.values(), [])],
             callback=callback,
-            help=inspect.getdoc(defense).split("\n\nArgs:")[0].replace("::\n", ":\n"),
+            help=(inspect.getdoc(defense) or "").split("\n\nArgs:")[0].replace("::\n", ":\n"),
             short_help=summary(defense),
         )
 
@@ -125,17 +130,18 @@ main.add_command(_Train("train", help=TRAIN_HELP, short_help=TRAIN_HELP.partitio
 
 
 def train(
-    defense: type,
+    kind: type[Defense],
     data_name: str,
     model_name: str | None,
     model_options: dict[str, Any],
     judge: bool,
     report_path: str | None,
+    tensorboard: str | None,
     part: dict[str, dict[str, Any]],
 ) -> None:
     """What `advtrain train` does, given parsed options, in each process that `torchrun` may have started."""
     threat = Threat(**part["threat"])
-    defense = defense(threat, **part["defense"])
+    defense = kind(threat, **part["defense"])
     if report_path and not judge:
         raise click.UsageError("--report needs the evaluation: leave out --no-evaluate")
     with joined(part["fit"]["device"]) as number:
@@ -144,11 +150,12 @@ def train(
             folder, name = Path(report_path).parent, Path(report_path).name
             first_alone(lambda: check_writable(folder, holding=name, overwrite=part["fit"]["overwrite"]))
         usual = "preactresnet18" if data.shape[1] >= 32 else "small-cnn"
+        callbacks = [TensorBoard(tensorboard)] if tensorboard else []
         model_name = model_name or DEFAULT_MODEL.get(data.name, usual)
         model = build_model(model_name, data, seed=part["fit"]["seed"], **model_options)
         if number == 0:
             click.echo(f"{defense.name} on {data.name} with {model_name}: {defense}")
-        run = fit(model, defense, data, **part["fit"])
+        run = fit(model, defense, data, **part["fit"], callbacks=callbacks)
     if number == 0:
         tell(run, judge, report_path, part)
 
@@ -165,10 +172,11 @@ def tell(run: Run, judge: bool, report_path: str | None, part: dict[str, dict[st
         )
     if judge and run.status == "finished":
         options = {name: part["fit"][name] for name in ("seed", "progress")}
-        report = evaluate(run.model, run.data.test, run.threat, **options)
+        report = evaluate(run.model, run.data, run.threat, **options)
         click.echo(report)
-        for path in filter(None, (run.path and run.path / "report.json", report_path)):
-            write_json(path, verdict(report, "strict", source_of(run)))
+        for path in (run.path and run.path / "report.json", report_path):
+            if path:
+                write_json(path, verdict(report, "strict", source_of(run)))
     click.echo(f"saved in {run.path}" if run.path else "not saved: name a folder with --out to keep the model")
     if run.status == "interrupted":
         sys.exit(130)
@@ -200,6 +208,7 @@ main.add_command(evaluate_command)
 main.add_command(diagnose_command)
 main.add_command(data_group)
 main.add_command(reproduce_command)
+main.add_command(export_command)
 
 
 def _one_line_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:

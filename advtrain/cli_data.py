@@ -6,6 +6,7 @@ import click
 
 from . import data as data_room
 from .errors import FileError
+from .options import PROGRESS
 
 
 @click.group("data")
@@ -16,10 +17,11 @@ def data_group() -> None:
 @data_group.command("fetch")
 @click.argument("names", nargs=-1, required=True, metavar="NAMES")
 @click.option("--root", help="Folder to keep them in; by default ADVTRAIN_DATA, or the user's cache.")
-def fetch_command(names: tuple[str, ...], root: str | None) -> None:
+@PROGRESS
+def fetch_command(names: tuple[str, ...], root: str | None, progress: bool | None) -> None:
     """Download data sets from their authors, check them, and keep them as .npz files."""
     for name in names:
-        click.echo(f"{name}: {data_room.fetch(name, root=root)}")
+        click.echo(f"{name}: {data_room.fetch(name, root=root, progress=progress)}")
 
 
 @data_group.command("list")

@@ -27,7 +27,7 @@ from .factories import without_folder
 from .files import check_writable, write_json
 from .foreign import open_model
 from .modes import place
-from .options import Numbers, Radius, name_values, refuse
+from .options import PROGRESS, Numbers, Radius, name_values, refuse
 from .provenance import provenance
 from .report import Report
 from .runs import Run, load_run
@@ -118,15 +118,15 @@ def find_subject(context: click.Context, run_folder: Path | None, model: str | N
         model: `--model`.
         **given: the other options of `with_subject`, by name.
     """
-    if (run_folder is None) == (model is None):
-        both = "RUN and --model exclude each other: a run has its own model"
-        raise click.UsageError(both if model else "name the folder of a run, RUN, or any network with --model")
-    if run_folder is not None:
+    if run_folder is not None and model is None:
         refuse(context, "RUN", *{parameter.name for parameter in context.command.params} - _names(NETWORK))
         return _of_run(run_folder, **{name: given[name] for name in _names(SHARED)})
-    if missing := [option for option in ("--data", "--eps") if given[option[2:]] is None]:
-        raise click.UsageError(f"--model needs {' and '.join(missing)} too, such as --data cifar10 --eps 8/255")
-    return _of_network(model, **given)
+    if run_folder is None and model is not None:
+        if missing := [option for option in ("--data", "--eps") if given[option[2:]] is None]:
+            raise click.UsageError(f"--model needs {' and '.join(missing)} too, such as --data cifar10 --eps 8/255")
+        return _of_network(model, **given)
+    both = "RUN and --model exclude each other: a run has its own model"
+    raise click.UsageError(both if model else "name the folder of a run, RUN, or any network with --model")
 
 
 def _of_run(folder: Path, eps: float | None, split: str, limit: int | None, seed: int, device: str) -> Subject:
@@ -226,10 +226,11 @@ def _check_distinct(*files: tuple[str, Any]) -> None:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Images at once: 512 unless given; AutoAttack finds its own then."
 )
+@PROGRESS
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the report as JSON.")
 def evaluate_command(
     subject: Subject, protocol: str, version: str | None, state: str | None, examples: str | None, bf16: bool,
-    batch_size: int | None, out: Path | None, **changes: Any,
+    batch_size: int | None, progress: bool | None, out: Path | None, **changes: Any,
 ) -> None:  # fmt: skip
     """Judge a model: accuracy on clean images, under FGSM, PGD-50-10, and AutoAttack if asked, with 95% intervals.
 
@@ -257,11 +258,11 @@ def evaluate_command(
         check_subject(model, images, threat, size)
         judged = autoattack(
             model, images.x, images.y, threat, version, batch_size=batch_size, seed=seed, state=state,
-            examples=examples, bf16=bf16,
+            examples=examples, bf16=bf16, progress=progress,
         )  # fmt: skip
         found = {"autoattack": {**judged.to_dict(), "bf16": bf16}}
         click.echo(judged)
-    report = evaluate(model, images, threat, protocol=chosen, batch_size=size, seed=seed)
+    report = evaluate(model, images, threat, protocol=chosen, batch_size=size, seed=seed, progress=progress)
     if judged is not None:
         report.rows.append(judged.rows[-1])
         report.warnings += judged.warnings

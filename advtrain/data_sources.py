@@ -18,13 +18,14 @@ from .data_folders import read_folder
 from .data_known import ARRAYS, SOURCES
 from .errors import FileError, bad, one_of
 from .files import atomic
+from .progress import downloads
 
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, AttributeError, EOFError, zlib.error, tarfile.TarError,
               zipfile.BadZipFile, http.client.HTTPException)  # fmt: skip
 """What the readers of files and servers raise when these are damaged, cut short, or something else."""
 
 
-def data_root(root: str | os.PathLike | None = None) -> Path:
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """The folder of the data sets.
 
     Args:
@@ -38,7 +39,7 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "advtrain"
 
 
-def data_names(root: str | os.PathLike | None = None) -> list[str]:
+def data_names(root: str | os.PathLike[str] | None = None) -> list[str]:
     """The known names, then those of the other .npz files in the data folder.
 
     Args:
@@ -49,7 +50,7 @@ def data_names(root: str | os.PathLike | None = None) -> list[str]:
     return [*SOURCES, *(name for name in own if name not in SOURCES)]
 
 
-def locate(name: str | os.PathLike, root: str | os.PathLike | None = None, download: bool = False) -> Path:
+def locate(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, download: bool = False) -> Path:
     """The file or folder that holds a set.
 
     Args:
@@ -88,7 +89,7 @@ def locate(name: str | os.PathLike, root: str | os.PathLike | None = None, downl
     )
 
 
-def fetch(name: str, root: str | os.PathLike | None = None) -> Path:
+def fetch(name: str, root: str | os.PathLike[str] | None = None, *, progress: bool | None = None) -> Path:
     """Download a set from its authors, check it as torchvision does, and keep it as `<root>/<name>.npz`.
 
     A set that is already there is left as it is. An interrupted download leaves nothing behind.
@@ -96,6 +97,7 @@ def fetch(name: str, root: str | os.PathLike | None = None) -> Path:
     Args:
         name: a known set other than the packaged digits.
         root: the data folder, see `data_root`.
+        progress: show a bar for each file; by default only in a terminal or a notebook.
 
     Returns:
         The file.
@@ -111,8 +113,8 @@ def fetch(name: str, root: str | os.PathLike | None = None) -> Path:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
-            arrays = read_original(name, scratch, download=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch, downloads(progress):
+            arrays: dict[str, Any] = dict(read_original(name, scratch, download=True))
     except FileError:
         raise
     except OSError as error:
@@ -123,7 +125,7 @@ def fetch(name: str, root: str | os.PathLike | None = None) -> Path:
     return path
 
 
-def read_original(name: str, root: str | os.PathLike, download: bool = False) -> dict[str, np.ndarray]:
+def read_original(name: str, root: str | os.PathLike[str], download: bool = False) -> dict[str, np.ndarray]:
     """The arrays of a known set from the files of its authors below `root`.
 
     Raises:

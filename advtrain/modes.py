@@ -19,6 +19,13 @@ BN_MODES = ("eval", "train", "batch")
 def attacking(model: nn.Module, bn: str = "eval", *, freeze: bool = True) -> Iterator[nn.Module]:
     """Hold `model` still for an attack: parameters frozen, gradients enabled, modes as `bn` says.
 
+    >>> model = nn.BatchNorm1d(2)
+    >>> with attacking(model):
+    ...     model.training, model.weight.requires_grad
+    (False, False)
+    >>> model.training, model.weight.requires_grad
+    (True, True)
+
     Args:
         model: any module.
         bn: how batch normalisation (and dropout) behave inside.
@@ -43,13 +50,13 @@ def attacking(model: nn.Module, bn: str = "eval", *, freeze: bool = True) -> Ite
             parameter.requires_grad_(False)
         if bn == "eval":
             into_evaluation(model)
-        for module in tracking:
-            module.track_running_stats = False
+        for layer in tracking:
+            layer.track_running_stats = False
         with torch.enable_grad():
             yield model
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for layer in tracking:
+            layer.track_running_stats = True
         for module, flag in training:
             module.training = flag
         for parameter in frozen:
@@ -73,10 +80,11 @@ class StatisticsUpdate:
     def finish(self) -> None:
         """The pass is over: note by how much each layer's statistics moved, and in how many uses of the layer."""
         for layer, (count, *before) in zip(self._layers, self._before, strict=True):
-            uses, after = layer.num_batches_tracked - count, self._buffers(layer)[1:]
+            tracked, *after = self._buffers(layer)
+            uses = tracked - count
             kept = self._kept(layer, uses)
             moves = [now - kept * old for now, old in zip(after, before, strict=True)]
-            self._moves.append((uses, layer.num_batches_tracked.clone(), moves))
+            self._moves.append((uses, tracked.clone(), moves))
 
     def again(self) -> None:
         """Move the running statistics once more, as another pass of the same batch would."""
@@ -92,15 +100,16 @@ class StatisticsUpdate:
                 statistic.data.mul_(kept).add_(move)  # .data: a graph may hold the buffer, unused
 
     @staticmethod
-    def _buffers(layer: nn.Module) -> list[Tensor]:
-        return [layer.num_batches_tracked, layer.running_mean, layer.running_var]
+    def _buffers(layer: _BatchNorm) -> list[Tensor]:
+        buffers = layer.num_batches_tracked, layer.running_mean, layer.running_var
+        return [buffer for buffer in buffers if buffer is not None]
 
-    @staticmethod
-    def _kept(layer: nn.Module, uses: Tensor) -> Tensor:
+    def _kept(self, layer: _BatchNorm, uses: Tensor) -> Tensor:
         """The weight of the earlier statistics after the newest `uses` of a layer; a tensor, so that no host waits."""
-        uses = uses.to(layer.running_mean)
+        tracked, mean, _ = self._buffers(layer)
+        uses = uses.to(mean)
         if layer.momentum is None:
-            return 1 - uses / layer.num_batches_tracked.to(uses).clamp(min=1)
+            return 1 - uses / tracked.to(uses).clamp(min=1)
         return (1 - layer.momentum) ** uses
 
 
@@ -146,16 +155,23 @@ def into_evaluation(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` in evaluation mode without gradients; every module's own flag comes back on leaving."""
+def keeping_modes(model: nn.Module) -> Iterator[nn.Module]:
+    """`model`, every module of which has its own flag back on leaving."""
     training = _flags(model)
     try:
-        into_evaluation(model)
-        with torch.no_grad():
-            yield model
+        yield model
     finally:
         for module, flag in training:
             module.training = flag
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """`model` in evaluation mode without gradients; every module's own flag comes back on leaving."""
+    with keeping_modes(model):
+        into_evaluation(model)
+        with torch.no_grad():
+            yield model
 
 
 @contextlib.contextmanager

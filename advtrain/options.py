@@ -32,6 +32,13 @@ CHOICES: dict[str, Iterable[str]] = {
 }
 
 
+PROGRESS = click.option(
+    "--progress/--no-progress",
+    default=None,
+    help="Show a bar, or in a log file a line every ten seconds; by default only in a terminal.",
+)
+
+
 class Radius(click.ParamType):
     """A number or a fraction, such as 0.3 or 8/255."""
 
@@ -119,7 +126,7 @@ def preset_options(defense: str) -> list[click.Option]:
             given |= {name: "none" if value is None else value for name, value in (recipe.options | recipe.fit).items()}
             ctx.default_map = given
             for other in ctx.command.params:  # made anew for each call of the command line, so nobody else's
-                if other.name in given:
+                if isinstance(other, click.Option) and other.name in given:
                     other.required, other.show_default = False, True
 
     text = "A published recipe: its constants are used wherever an option is not given."
@@ -187,7 +194,8 @@ def refuse(context: click.Context, option: str, *read: str) -> None:
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
         if given and parameter.name not in read and option not in parameter.opts:
-            what = parameter.metavar.strip("[]") if isinstance(parameter, click.Argument) else parameter.opts[0]
+            name = parameter.human_readable_name.strip("[]")
+            what = name if isinstance(parameter, click.Argument) else parameter.opts[0]
             raise click.UsageError(f"{what} does nothing with {option}: leave it out")
 
 

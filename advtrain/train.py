@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from .attacks.gradient import check_box
+from .callbacks import Callback, check_callbacks, tell
 from .checks import check_model
 from .data import Split, as_dataset
 from .defense import Defense
@@ -21,7 +23,7 @@ from .loader import make_loader
 from .loop import Loop
 from .modes import place
 from .processes import agree, count, first_alone, naming_the_lost, rank, several, shared_device
-from .progress import progress_bar
+from .progress import aside, progress_bar
 from .provenance import provenance
 from .recipe import (
     RECORDED,
@@ -62,13 +64,20 @@ def fit(
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], Any] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train `model` with `defense` on `data`.
 
     In each of several processes of `torch.distributed` (see `joined`) the same call trains one network together: every
     batch and the validation are shared out, gradients are averaged over images and running statistics over processes.
-    The first process alone writes to `out`, warns, shows the bar and calls `on_epoch`; all return the same weights.
+    The first process alone writes to `out`, warns, shows the bar and calls back; all return the same weights.
+
+    >>> import advtrain as at
+    >>> data, threat = at.load_data("digits"), at.Threat("linf", eps=0.3)
+    >>> run = at.fit(at.build_model("small-cnn", data), at.defenses.FastAT(threat), data, epochs=1)
+    >>> run.status, [record["epoch"] for record in run.history]
+    ('finished', [1])
 
     Args:
         model: a network that returns logits (B, K); trained in place.
@@ -100,8 +109,11 @@ def fit(
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
         out: folder for the run; written after every validated epoch.
         overwrite: replace a run that is in `out` already.
-        progress: show a bar; by default only in a terminal or a notebook.
+        progress: show a bar, or in a log file a line every ten seconds; by default only in a terminal or a notebook.
         on_epoch: called with each epoch's record.
+        callbacks: functions of the run so far, called after each epoch, such as `advtrain.callbacks.TensorBoard`; one
+            of them, or `on_epoch`, may end training by `raise advtrain.callbacks.Stop("reason")`. Their errors end it
+            too: the run folder then holds the epoch.
 
     Returns:
         A `Run`. Ctrl-C ends training after the current step, or batch of a validation, and returns a usable run of
@@ -123,14 +135,15 @@ def fit(
     check_defense("defense", defense, "fit(model, defense, data)")
     if on_epoch is not None and not callable(on_epoch):
         bad("on_epoch", on_epoch, "a function of the epoch's record")
+    check_callbacks(callbacks)
     if isinstance(data, (str, Path)):
         bad("data", data, "a data set", f"load it first: at.load_data({str(data)!r})")
-    device = find_device(shared_device(device))
+    where = find_device(shared_device(device))
     data = as_dataset(data, test=0, seed=seed)  # whoever passes bare images keeps the test images elsewhere
     if select == "best" and (not validate_every or data.val is None):
         bad("select", select, "possible without validation", "keep val > 0 and validate_every > 0, or select='last'")
     _, dtype = place(model)
-    check_model(model.to(device), data.probe().to(device).images(dtype=dtype), data.num_classes)
+    check_model(model.to(where), data.probe().to(where).images(dtype=dtype), data.num_classes)
     for part in (data.train, data.val):
         if isinstance(part, Split):
             check_box(part.x, defense.threat)
@@ -138,15 +151,15 @@ def fit(
         agree(out=out is not None)
     if out is not None:
         first_alone(lambda: check_writable(out, holding="config.json", overwrite=overwrite))
-    bf16 = computes_in_bf16(device) if bf16 is None else bf16
+    bf16 = computes_in_bf16(where) if bf16 is None else bf16
 
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
     first = rank() == 0
-    run.provenance, run.path = provenance(seed, device), Path(out) if out is not None and first else None
-    on_gpu = device.type == "cuda"
+    run.provenance, run.path = provenance(seed, where), Path(out) if out is not None and first else None
+    on_gpu = where.type == "cuda"
     steady_memory()
     loader = make_loader(
-        data, batch_size, seed=seed, device=device, dtype=dtype, channels_last=on_gpu, part=(rank(), count())
+        data, batch_size, seed=seed, device=where, dtype=dtype, channels_last=on_gpu, part=(rank(), count())
     )
     if several():
         agree(defense=defense.config, batches=len(loader), **run.options)
@@ -156,21 +169,31 @@ def fit(
         model.train()  # a model in evaluation mode comes from an earlier use; in training mode, frozen layers stay so
     with contextlib.ExitStack() as stack:
         with GLOBAL_STATE:  # the defense sets itself up in the loop, and may draw; threads train beside this one
-            stack.enter_context(own_global_randomness(seed, device))
+            stack.enter_context(own_global_randomness(seed, where))
             pause = stack.enter_context(interruptible(not several()))
-            loop = Loop(run, loader, get_schedule(schedule), pause, bf16=bf16, device=device)
+            loop = Loop(
+                run, loader, get_schedule(schedule), pause, shape=data.shape, val=data.val, bf16=bf16, device=where
+            )
             if several():  # set up alike; from here on, dropout draws for other images in each process
-                stack.enter_context(own_global_randomness(seed, device, "rank", rank()))
+                stack.enter_context(own_global_randomness(seed, where, "rank", rank()))
+        functions: list[Callable[[], Any]] = [functools.partial(callback, run) for callback in callbacks]
+        if on_epoch is not None:
+            functions.append(lambda: on_epoch(run.history[-1]))
+        for callback in callbacks if first else ():
+            stack.callback(getattr(callback, "close", lambda: None))
         with progress_bar(
             progress if first else False, total=epochs * len(loader), unit="step", desc=defense.name
         ) as bar:
             try:
                 with blaming_ctrl_c(pause), naming_the_lost():
                     for epoch in range(1, epochs + 1):
-                        record = loop.epoch(epoch, bar)
-                        if on_epoch is not None and first:
-                            on_epoch(record)
+                        loop.epoch(epoch, bar)
+                        with aside(bar):
+                            reason = tell(run, functions, where)
                         pause()
+                        if reason is not None and epoch < epochs:
+                            run.notes.append(f"stopped after {epoch} of {epochs} epochs: {reason}")
+                            break
                 run.status = "finished"
             except KeyboardInterrupt:
                 if several():  # no step of all of them together can be made without this one

@@ -105,8 +105,8 @@ def test_help_explains_every_option(name):
 
     fields = {field.name for field in dataclasses.fields(at.defenses.DEFENSES[name])} - {"threat"}
     arguments = {key for key, p in inspect.signature(at.fit).parameters.items() if p.kind is p.KEYWORD_ONLY} - {
-        "on_epoch"
-    }
+        "callbacks", "on_epoch",
+    }  # fmt: skip
     assert fields | arguments <= options.keys()
     assert all(options.values()), [name for name, text in options.items() if not text]
     assert "Usage" in invoke("train", name, "--help").output
@@ -157,7 +157,7 @@ def test_arguments_documented_in_docstrings_exist():
 
 
 def test_fetched_data_are_listed_with_their_place(tmp_path, monkeypatch):
-    monkeypatch.setattr("advtrain.data.fetch", lambda name, root: f"{root}/{name}.npz")
+    monkeypatch.setattr("advtrain.data.fetch", lambda name, root, progress: f"{root}/{name}.npz")
     assert invoke("data", "fetch", "mnist", "--root", "there").output == "mnist: there/mnist.npz\n"
 
 

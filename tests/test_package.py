@@ -66,13 +66,15 @@ FLOORS = [
         "factories",
         "foreign",
         "loop",
+        "callbacks",
+        "export",
         "train",
         "cost",
         "budget",
     ],
     ["results"],
     ["experiments"],
-    ["options", "cli_data", "cli_judge", "cli_diagnose", "cli_reproduce", "cli", "__main__", "__init__"],
+    ["options", "cli_data", "cli_judge", "cli_diagnose", "cli_reproduce", "cli_export", "cli", "__main__", "__init__"],
 ]
 
 
