@@ -1,6 +1,9 @@
 """A release is made by a command that refuses what would go wrong; and what surrounds the code is valid."""
 
+import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,17 +18,27 @@ import advtrain as at
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools"))
 
+import gpu_queue  # noqa: E402
+import publish  # noqa: E402
 import sync  # noqa: E402
 
 CHAPTER = "book/01-adversarial-examples.ipynb"
-FILES = ["pyproject.toml", "CHANGELOG.md", "CITATION.cff", "README.md", "environment.yml", CHAPTER]
+FILES = [
+    "pyproject.toml",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "README.md",
+    "environment.yml",
+    "binder/environment.yml",
+    CHAPTER,
+]
 MAKEFILE = f"check:\n\t@test ! -e broken\n\t{sys.executable} tools/sync.py --check\n"
 
 
 @pytest.fixture
 def clone(tmp_path):
     """A clone of what a release touches, where version 0.1.0 is in development; `clone(name)` is the text of a file."""
-    for name in [*FILES, "tools/sync.py", "tools/release.py"]:
+    for name in [*FILES, *(path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").glob("*.py"))]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "Makefile").write_text(MAKEFILE, encoding="utf-8")
@@ -166,3 +179,127 @@ def test_the_paper_of_every_defense_is_cited(name, citation):
     found = re.search(r"arXiv (\d{4}\.\d{4,5})|\"([A-Z][^\"]+?),?\"", told)
     wanted = f"https://arxiv.org/abs/{found[1]}" if found[1] else found[2]
     assert wanted in {paper[key] for paper in citation["references"] for key in ("url", "title")}
+
+
+# ---- Workflows ------------------------------------------------------------------------------------------------------
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+WRITES = {"site.yml": {"site": {"contents": "write"}}, "release.yml": {"release": {"contents": "write"}}}
+WRITES["release.yml"]["publish"] = {"id-token": "write"}  # what a trusted publisher is known by
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [("vendor.github-workflows", WORKFLOWS), ("vendor.citation-file-format", [ROOT / "CITATION.cff"])],
+)
+def test_files_that_others_read_follow_their_schema(schema, files):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert files and done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_may_do_what_it_has_to_and_nothing_else(path):
+    """It reads, unless a job is listed above; it ends; actions are pinned alike; and no input becomes code."""
+    text = path.read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"} and "concurrency" in workflow
+    granted = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
+    assert granted == WRITES.get(path.name, {})
+    assert "secrets" not in text and "pull_request_target" not in text
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 120
+        for step in job["steps"]:
+            assert re.fullmatch(r"actions/[\w-]+@v\d+|pypa/[\w-]+@release/v\d+", step.get("uses", "actions/x@v1"))
+            assert not re.search(r"\$\{\{ *(github\.|inputs)", step.get("run", "")), step
+            if "checkout" in step.get("uses", ""):
+                assert step["with"]["persist-credentials"] == ("site" in workflow["jobs"])
+
+
+def runs(path):
+    """The commands of a workflow's steps, line by line."""
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
+    return [line for job in jobs for step in job["steps"] for line in step.get("run", "").splitlines()]
+
+
+def test_what_workflows_call_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    commands = "\n".join(line for path in WORKFLOWS for line in runs(path))
+    assert {"check", "test", "book"} <= set(re.findall(r"\bmake ([a-z-]+)", commands)) <= targets
+    called = set(re.findall(r"\b(?:tools|tests|benchmarks)/[\w/]+(?:\.py)?", commands))
+    assert {"tools/publish.py", "tools/gpu_queue.py", "tools/bootstrap.py"} <= called
+    assert all((ROOT / name).exists() for name in called), called
+
+
+# ---- The site of all versions ---------------------------------------------------------------------------------------
+
+
+def test_the_site_keeps_every_version_and_shows_the_latest_release(tmp_path):
+    """Until there is a release, the version in development is at the root; later releases are compared by number."""
+    site, built = tmp_path / "site", tmp_path / "html"
+    (site / ".git").mkdir(parents=True)
+    (site / "CNAME").write_text("x", encoding="utf-8")
+
+    def add(version, *pages):
+        shutil.rmtree(built, ignore_errors=True)
+        for page in ("index.html", *pages):
+            (built / page).parent.mkdir(parents=True, exist_ok=True)
+            (built / page).write_text(version, encoding="utf-8")
+        publish.publish(built, site, version)
+        listed = json.loads((site / "versions.json").read_text(encoding="utf-8"))
+        assert all((site / entry["path"] / "index.html").is_file() for entry in listed)
+        (latest,) = (entry["version"] for entry in listed if entry["latest"])
+        return (site / "index.html").read_text(encoding="utf-8"), latest, [entry["version"] for entry in listed]
+
+    assert add("0.1.0.dev0", "book/old.html") == ("0.1.0.dev0", "dev", ["dev"])
+    assert add("0.1.0") == ("0.1.0", "0.1.0", ["0.1.0", "dev"])
+    assert not (site / "book").exists(), "a page of another version was left at the root"
+    assert add("0.2.0.dev0", "book/old.html") == ("0.1.0", "0.1.0", ["0.1.0", "dev"])
+    assert (site / "dev" / "index.html").read_text(encoding="utf-8") == "0.2.0.dev0"
+    assert add("0.10.0") == ("0.10.0", "0.10.0", ["0.10.0", "0.1.0", "dev"])
+    assert add("0.9.1") == ("0.10.0", "0.10.0", ["0.10.0", "0.9.1", "0.1.0", "dev"])
+    assert all((site / name).exists() for name in (".git", "CNAME", ".nojekyll", "dev/book/old.html"))
+    with pytest.raises(SystemExit, match="build the book first"):
+        publish.publish(tmp_path, site, "0.11.0")
+
+
+# ---- What waits for a GPU -------------------------------------------------------------------------------------------
+
+QUEUE = gpu_queue.QUEUE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("entry", gpu_queue.entries(QUEUE))
+def test_a_row_of_the_queue_is_a_script(entry, tmp_path):
+    """Bash can read it, and each command is one that there is, with options that it has."""
+    script = gpu_queue.script(QUEUE, entry)
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    for command in gpu_queue.entries(QUEUE)[entry][0]:
+        words = shlex.split(command)
+        if words[0] == "run":
+            assert words[1] in at.experiments.names()
+        elif words[1] != "-m":
+            assert (ROOT / words[1]).is_file()
+            options = set(re.findall(r"\"(--[\w-]+)\"", (ROOT / words[1]).read_text(encoding="utf-8")))
+            assert {word for word in words if word.startswith("--")} <= options, command
+
+
+def test_the_queue_is_read_row_by_row():
+    rows = re.findall(r"^\| \d", QUEUE, re.M)
+    assert len(gpu_queue.entries(QUEUE)) == len(rows) >= 15
+    with pytest.raises(ValueError, match="no entry '99'; there are 1, 2, 2a"):
+        gpu_queue.script(QUEUE, "99")
+    with pytest.raises(ValueError, match="'--seed 2', which is no whole command"):
+        gpu_queue.script("run() { x; }\n| 1 | `run x`, then `--seed 2` | so | 2 |\n", "1")
+
+
+def test_a_row_goes_on_with_what_is_there_and_runs_to_its_end(tmp_path):
+    """A command that fails, or leaves runs for another time, keeps none from running, and is told at the end."""
+    text = 'run() { echo "$@" >> "$OUT/said"; test "$1" != bad; }\n| 1 | `run bad 1` and `run good 2` | so | 2 |\n'
+    results = tmp_path / "book" / "results"
+    results.mkdir(parents=True)
+    (results / "old.json").write_text("{}", encoding="utf-8")
+    environment = {**os.environ, "OUT": str(tmp_path / "out")}
+    script = gpu_queue.script(text, "1")
+    assert subprocess.run(["bash"], input=script, text=True, cwd=tmp_path, env=environment).returncode == 1
+    assert (tmp_path / "out" / "said").read_text(encoding="utf-8") == "bad 1\ngood 2\n"
+    assert (tmp_path / "out" / "old.json").is_file()

@@ -170,7 +170,12 @@ def pending():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if something would change")
-    check = parser.parse_args().check
+    parser.add_argument("--reference", action="store_true", help="only print the git reference of this version")
+    arguments = parser.parse_args()
+    if arguments.reference:
+        print(reference())
+        return
+    check = arguments.check
     stale = pending()
     for path, text in stale.items():
         print("stale:" if check else "rewritten:", path.relative_to(ROOT).as_posix())
