@@ -43,21 +43,25 @@ def _batch_norm(
 ) -> Tensor:
     if not training or x.numel() == x.shape[1]:  # of a single value per channel PyTorch complains itself
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _Forward.apply(x, weight, bias, running_mean, running_var, momentum, eps)
+    y: Tensor = _Forward.apply(x, weight, bias, running_mean, running_var, momentum, eps)
+    return y
 
 
 class _Forward(torch.autograd.Function):
     """Normalise by the batch's statistics, and update the running ones."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+        running_var: Tensor | None, momentum: float, eps: float,
+    ) -> Tensor:  # fmt: skip
         y, mean, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.eps = eps
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         needed = list(ctx.needs_input_grad[:3])
         grads = _Backward.apply(g, *ctx.saved_tensors, ctx.eps, needed)
         return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None, None, None
@@ -67,13 +71,21 @@ class _Backward(torch.autograd.Function):
     """The derivative of `_Forward`: gradients with respect to x, weight and bias."""
 
     @staticmethod
-    def forward(ctx, g, x, weight, mean, rstd, eps, needed):
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float,
+        needed: list[bool],
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         ctx.save_for_backward(g, x, weight, mean, rstd)
         ctx.set_materialize_grads(False)
-        return torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, rstd, True, eps, needed)
+        grads: tuple[Tensor | None, ...] = torch.ops.aten.native_batch_norm_backward(
+            g, x, weight, None, None, mean, rstd, True, eps, needed
+        )
+        return grads
 
     @staticmethod
-    def backward(ctx, v, v_weight, v_bias):
+    def backward(
+        ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # the statistics are constants here, so a graph would be wrong
             raise RuntimeError("a second derivative with create_graph=True is not available inside TwiceDifferentiable")
         g, x, weight, mean, rstd = ctx.saved_tensors

@@ -60,7 +60,7 @@ class Solution(NamedTuple):
     @property
     def gradient(self) -> list[Tensor]:
         """The upper level's whole gradient: direct + implicit."""
-        return torch._foreach_add(self.direct, self.implicit)
+        return list(torch._foreach_add(self.direct, self.implicit))
 
     @property
     def share(self) -> Tensor:
@@ -74,4 +74,5 @@ class Solution(NamedTuple):
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([tensor.norm() for tensor in tensors]).norm()
+    norm: Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
+    return norm

@@ -85,7 +85,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise AdvtrainError("TensorBoard needs tensorboard: pip install tensorboard") from error
-        self.folder, self._make, self._writer = Path(folder), SummaryWriter, None
+        self.folder, self._make = Path(folder), SummaryWriter
+        self._writer: SummaryWriter | None = None
         self._check()
 
     def _check(self) -> None:

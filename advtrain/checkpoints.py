@@ -50,7 +50,7 @@ class _Blank:
         pass
 
 
-def read_weights(path: str | os.PathLike, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(path: str | os.PathLike[str], key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a state_dict from a safetensors file or from one that `torch.save` wrote. No code is executed.
 
     Args:
@@ -127,7 +127,7 @@ def _unpickle(content: bytes) -> Any:
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
         names = []  # older files: those with tensors alone can be read
     parts = [name.rpartition(".") for name in names]
-    blanks = [type(name, (_Blank,), {"__module__": module}) for module, _, name in parts]
+    blanks: list[Any] = [type(name, (_Blank,), {"__module__": module}) for module, _, name in parts]
     with torch.serialization.safe_globals(blanks), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols: it works, or an error says why not
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -234,7 +234,7 @@ def _some(keys: list[str]) -> str:
 
 def _shape(tensor: Tensor) -> tuple[int, ...] | None:
     """None of a lazy parameter, which takes any shape."""
-    return None if isinstance(tensor, nn.parameter.UninitializedTensorMixin) else tuple(tensor.shape)
+    return None if nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
 def _why(own: Mapping[str, Tensor], state: Mapping[str, Tensor], wrong: list[str]) -> str:

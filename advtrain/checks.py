@@ -20,14 +20,15 @@ def _refuse(name: str, value: Any, accepted: str, hint: str = "") -> NoReturn:
     bad(name, value, accepted, hint, kind=DataError)
 
 
-def check_threat(threat: Any) -> None:
-    """Refuse anything but a `Threat`, such as a bare radius.
+def check_threat(threat: Any) -> Threat:
+    """The threat; refuse anything but a `Threat`, such as a bare radius.
 
     Raises:
         ArgumentError: it is something else.
     """
     if not isinstance(threat, Threat):
         bad("threat", threat, "a Threat", 'write Threat("linf", eps=8/255)')
+    return threat
 
 
 def check_images(x: Tensor, *, name: str = "x") -> None:
@@ -46,8 +47,8 @@ def check_images(x: Tensor, *, name: str = "x") -> None:
         _refuse(name, type(x).__name__, "a torch.Tensor", "torch.from_numpy(array) makes one")
     shape, code = tuple(x.shape), name.split()[-1]
     if x.ndim != 4:
-        hint = {3: f"for one image {code}[None]; for grey images {code}[:, None]", 2: "images, not vectors"}
-        _refuse(f"{name}.shape", shape, "(B, C, H, W)", hint.get(x.ndim, ""))
+        hints = {3: f"for one image {code}[None]; for grey images {code}[:, None]", 2: "images, not vectors"}
+        _refuse(f"{name}.shape", shape, "(B, C, H, W)", hints.get(x.ndim, ""))
     if x.numel() == 0:
         _refuse(f"{name}.shape", shape, "a batch of at least one image")
     if shape[3] in (1, 3) and shape[3] < min(shape[1:3]):
@@ -99,8 +100,7 @@ def check_labels(y: Tensor, num_classes: int | None, *, name: str = "y", length:
     low, high = torch.stack(y.long().aminmax()).tolist()
     if low < 0 or (num_classes is not None and high >= num_classes):
         hint = "labels start at 0" if low >= 1 and high == num_classes else "labels are class numbers, counted from 0"
-        known = num_classes is not None
-        accepted = f"inside 0..{num_classes - 1}, for {num_classes} classes" if known else "at least 0"
+        accepted = "at least 0" if num_classes is None else f"inside 0..{num_classes - 1}, for {num_classes} classes"
         _refuse(name, f"{low} to {high}", accepted, hint)
 
 

@@ -84,7 +84,7 @@ def reproduce_command(
             click.echo(describe(load(shipped), root))
     elif check_path is not None:
         refuse(context, "--check", "root", "workers", "device", "methods", "seeds")
-        options = {"root": root, "device": device, "methods": methods, "seeds": seeds}
+        options: dict[str, Any] = {"root": root, "device": device, "methods": methods, "seeds": seeds}
         check = check_results_file(check_path, **options, workers=1 if workers is None else workers)
         click.echo(check)
         sys.exit(0 if check.agrees else 1)

@@ -32,9 +32,9 @@ __all__ = [
 
 
 def load_data(
-    name: str | os.PathLike,
+    name: str | os.PathLike[str],
     *,
-    root: str | os.PathLike | None = None,
+    root: str | os.PathLike[str] | None = None,
     val: float | int = 0.1,
     size: int | None = None,
     seed: int = 0,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .data_user import LIMIT
+from .data_rows import LIMIT
 from .errors import DataError, FileError
 
 TINY_URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -42,7 +42,8 @@ def read_folder(folder: Path, size: int | None = None) -> dict[str, np.ndarray]:
         places = {"train": folder}
     elif "test" not in places and "val" in places:
         places["test"] = places.pop("val")
-    files, number = {}, {}
+    files: dict[str, list[tuple[str, int]]] = {}
+    number: dict[str, int] = {}
     for kind, place in places.items():
         try:
             names, _ = find_classes(place)

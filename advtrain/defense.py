@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .checks import check_threat
 from .errors import bad, one_of
 from .modes import BN_MODES
-from .rng import Recorded, Rng
+from .rng import Rng
 from .threat import Threat
 
 
@@ -39,9 +39,9 @@ class Batch:
     x: Tensor
     y: Tensor
     index: Tensor | None = None
-    draws: Rng | Recorded = field(default_factory=lambda: Rng(0))
+    draws: Rng = field(default_factory=lambda: Rng(0))
 
-    def rng(self, name: str) -> Rng | Recorded:
+    def rng(self, name: str) -> Rng:
         """The stream of random numbers called `name` for this batch. A defense draws from nowhere else."""
         return self.draws.child(name)
 
@@ -125,7 +125,7 @@ class Defense:
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
-    def setup(self, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
+    def setup(self, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
         """Called once before training (and before a state is loaded): make generators, buffers, copies."""
 
     def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
@@ -183,7 +183,8 @@ def carry(value: Tensor, parameters: list[Tensor], gradients: list[Tensor]) -> T
         parameters: those that the gradient is with respect to.
         gradients: one for each parameter, of its shape.
     """
-    return _Carry.apply(value.detach(), gradients, *parameters)
+    carried: Tensor = _Carry.apply(value.detach(), gradients, *parameters)
+    return carried
 
 
 def trained(model: nn.Module) -> list[Tensor]:

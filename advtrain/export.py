@@ -91,12 +91,13 @@ def export(
         torch.export.save(program, file)
     save_weights(network, folder / "model.safetensors")
     layer = next((module for module in network.modules() if isinstance(module, Normalize)), None)
+    threat = threat if defense is None else defense.threat
     about = {
         "format": FORMAT,
         "input": {"shape": ["B", *shape], "dtype": str(images.dtype).removeprefix("torch."), "range": [0, 1]},
         "output": {"logits": classes, "classes": list(data.classes) if data is not None else None},
         "normalisation": layer and {"mean": layer.mean.flatten().tolist(), "std": layer.std.flatten().tolist()},
-        "threat": dataclasses.asdict(defense.threat if defense is not None else threat) if defense or threat else None,
+        "threat": threat and dataclasses.asdict(threat),
         "defense": defense and defense.config,
         "data": data and data.name,
         "model": spec_of(network) or {"class": type(network).__name__},

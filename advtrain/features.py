@@ -31,7 +31,7 @@ def classifying_layer(model: nn.Module, features: str | None = None) -> nn.Modul
         return None
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if features is not None:
-        modules = dict(model.named_modules())
+        modules: dict[str, nn.Module] = dict(model.named_modules())
         if not features or features not in modules:
             near = f", such as {', '.join(linear[-3:])}" if linear else ""
             bad("features", features, f"the name of a layer of the model{near}", "its input is the feature vector")
@@ -62,13 +62,13 @@ def logits_and_features(model: nn.Module, x: Tensor, features: str | None = None
         ArgumentError, ModelError: no such layer, or one that is not called exactly once on the whole batch.
     """
     layer = classifying_layer(model, features)
+    inputs: list[Any] = []
     if layer is None:
         found = model(x, return_features=True)
         if not isinstance(found, (tuple, list)) or len(found) != 2 or not all(isinstance(t, Tensor) for t in found):
             raise ModelError("model(x, return_features=True) should return (logits, features): or name `features`")
         logits, inputs = found[0], [found[1]]
     else:
-        inputs: list[Tensor] = []
         hook = layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0] if given else None))
         try:
             logits = model(x)

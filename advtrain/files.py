@@ -16,7 +16,7 @@ from .errors import FileError
 
 
 @contextlib.contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[Path]:
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place, on any error it vanishes.
 
     A reader sees the old file or the new one, never half of either, also when the process is killed.
@@ -45,7 +45,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike, *, stale: float = 60) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], *, stale: float = 60) -> Iterator[None]:
     """Let one process at a time read a file and write it anew: the others wait for the end of the block.
 
     The lock is a file beside `path`, created only where there is none. Blocks take a fraction of a second, so a lock
@@ -85,14 +85,14 @@ def _umask() -> int:
     return mask
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as readable JSON, atomically. NaN and infinity are refused: they are not JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
@@ -106,7 +106,7 @@ def read_json(path: str | os.PathLike) -> Any:
         raise FileError(f"{path} cannot be read as JSON: {error}") from error
 
 
-def check_writable(folder: str | os.PathLike, *, holding: str, overwrite: bool) -> None:
+def check_writable(folder: str | os.PathLike[str], *, holding: str, overwrite: bool) -> None:
     """Refuse, before hours of work, a folder that could not be written to or that holds earlier results.
 
     Args:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from .checks import check_images, check_labels
 from .data_user import as_split
-from .dataset import Dataset, Split, as_float
+from .dataset import Dataset, Split, as_float, image_shape
 from .errors import DataError, at_least, bad
 from .rng import Rng
 
@@ -149,7 +149,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        loader: DataLoader,
+        loader: DataLoader[Any],
         *,
         num_classes: int | None = None,
         shape: tuple[int, int, int] | None = None,
@@ -178,7 +178,8 @@ class StreamLoader:
                 `len(loader)`, because schedules count steps.
         """
         expected = len(self)
-        for sampler in (self.loader.sampler, self.loader.batch_sampler):
+        samplers: tuple[Any, ...] = self.loader.sampler, self.loader.batch_sampler
+        for sampler in samplers:
             if hasattr(sampler, "set_epoch"):  # a DistributedSampler shuffles anew only when told
                 sampler.set_epoch(number)
         given = 0
@@ -201,8 +202,8 @@ class StreamLoader:
         x, y = batch
         check_images(x, name=f"{name}: x")
         check_labels(y, self.num_classes, name=f"{name}: y", length=len(x))
-        self.shape = self.shape or tuple(x.shape[1:])
-        if (shape := tuple(x.shape[1:])) != tuple(self.shape):
+        self.shape = self.shape or image_shape(x)
+        if (shape := image_shape(x)) != tuple(self.shape):
             bad(f"{name}: x.shape[1:]", shape, f"{tuple(self.shape)}, the shape of the others", kind=DataError)
         return x, y
 
@@ -233,7 +234,9 @@ def make_loader(
     """
     source = data.train if isinstance(data, Dataset) else data
     if isinstance(source, DataLoader):
-        known = {"num_classes": data.num_classes, "shape": data.shape} if isinstance(data, Dataset) else {}
+        known: dict[str, Any] = {}
+        if isinstance(data, Dataset):
+            known = {"num_classes": data.num_classes, "shape": data.shape}
         return StreamLoader(source, device=device, dtype=dtype, **known)
     augment = getattr(data, "augment", False) if augment is None else augment
     return Loader(

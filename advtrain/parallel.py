@@ -75,10 +75,10 @@ def synchronised(step: TrainStep, device: torch.device) -> nn.Module:
     """
     if not several():
         return step
-    place: dict[str, Any] = {"device_ids": [torch.cuda.current_device()]} if device.type == "cuda" else {}
+    options: dict[str, Any] = {"device_ids": [torch.cuda.current_device()]} if device.type == "cuda" else {}
     known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its old name
-    return DistributedDataParallel(step, **{name: False}, **place)
+    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False  # its old name
+    return DistributedDataParallel(step, **options)
 
 
 def share(n: int, like: Tensor) -> Tensor:
@@ -121,8 +121,8 @@ def average_buffers(model: nn.Module) -> None:
     Args:
         model: changed in place.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
     if several() and buffers:
         for buffer, total in zip(buffers, _sum_over_processes(buffers), strict=True):
             buffer.copy_(total / count())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from .defense import Defense
 from .errors import bad
 from .parallel import average_buffers, average_gradients
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class Player:
+
+class Player(Generic[Network]):
     """A network that ascends what the model descends, by SGD with momentum.
 
     Args:
@@ -21,7 +23,7 @@ class Player:
         momentum: in [0, 1).
     """
 
-    def __init__(self, network: nn.Module, *, lr: float, momentum: float):
+    def __init__(self, network: Network, *, lr: float, momentum: float):
         self.network = network
         self.optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
 
@@ -72,7 +74,7 @@ class Player:
                 self.optimizer.state[parameter]["momentum_buffer"] = velocity
 
 
-class TwoPlayers(Defense):
+class TwoPlayers(Defense, Generic[Network]):
     """Base of the defenses in which a second network plays against the model: what they remember is that player.
 
     `setup` makes the player, and `adversary_step` moves it. The options are those of every `Defense`.
@@ -81,9 +83,9 @@ class TwoPlayers(Defense):
         player: the second network and its optimizer; None before `setup`.
     """
 
-    player: ClassVar[Player | None] = None  # of the class, so that it is no field; `setup` sets the object's own
+    player: Player[Network] | None = None  # no field: this class is no dataclass
 
-    def ready(self) -> Player:
+    def ready(self) -> Player[Network]:
         """The player.
 
         Raises:

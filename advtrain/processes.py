@@ -139,7 +139,8 @@ def first_alone(function: Callable[[], T]) -> T:
     What it returns travels between processes that belong to one job, and has to be something that pickle knows.
     """
     result, error = _tried_first(function)
-    return _agreed(*gather((result, error))[0])
+    agreed: T = _agreed(*gather((result, error))[0])
+    return agreed
 
 
 def first_before_others(function: Callable[[], T]) -> T:

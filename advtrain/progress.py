@@ -52,7 +52,7 @@ def downloads(show: bool | None) -> Iterator[None]:
         utils.tqdm = theirs
 
 
-class Line(tqdm):
+class Line(tqdm):  # type: ignore[misc]
     """The line in a terminal. Warnings are printed above it, if the bar is one of the main thread."""
 
     def __init__(self, **options: Any):
@@ -83,7 +83,8 @@ class Line(tqdm):
         width = (self.dynamic_ncols(self.fp)[0] if self.dynamic_ncols else None) or 0
         if self.ncols is not None and width < self.ncols:
             self.sp = self.status_printer(self.fp)  # which would fill the line up to its earlier width
-        return super().display(*message, **more)
+        drawn: bool | None = super().display(*message, **more)
+        return drawn
 
     def close(self) -> None:
         """Wipe the line."""
@@ -155,7 +156,7 @@ def _widget() -> type | None:
         return None
     from IPython.display import display
 
-    class Widget(notebook.tqdm):
+    class Widget(notebook.tqdm):  # type: ignore[misc]
         """Leaves nothing behind: no bar that an exception has stopped, no widget that a stored notebook cannot find."""
 
         def __init__(self, **options: Any):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,10 +29,12 @@ def make_optimizer(model: nn.Module, options: dict[str, Any], device: torch.devi
     parameters = trained(model)
     if not parameters:
         bad("model", type(model).__name__, "trainable", "no parameter requires a gradient")
-    common = {"lr": options["lr"], "weight_decay": options["weight_decay"], "fused": device.type in ("cpu", "cuda")}
+    fused = device.type in ("cpu", "cuda")
+    common: dict[str, Any] = {"lr": options["lr"], "weight_decay": options["weight_decay"], "fused": fused}
     if options["optimizer"] == "sgd":
         return torch.optim.SGD(parameters, momentum=options["momentum"], **common)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options["optimizer"]](parameters, **common)
+    kind = torch.optim.Adam if options["optimizer"] == "adam" else torch.optim.AdamW
+    return kind(parameters, **common)
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -103,7 +105,7 @@ def compiled(model: nn.Module, defense: Defense, wanted: bool) -> nn.Module:
             f"possible with {defense.name}",
             "its second-order term needs an uncompiled backward pass",
         )
-    return torch.compile(model) if wanted else model
+    return cast(nn.Module, torch.compile(model)) if wanted else model
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -137,7 +139,7 @@ def check_network(model: Any, call: str) -> None:
 def check_defense(name: str, value: Any, call: str) -> None:
     """Refuse what is no defense; `call` shows the order of arguments."""
     known = value if isinstance(value, type) else DEFENSES.get(value) if isinstance(value, str) else None
-    made = known.__name__ if known in DEFENSES.values() else "FastAT"
+    made = known.__name__ if known is not None and known in DEFENSES.values() else "FastAT"
     swapped = isinstance(value, nn.Module)
     hint = f"the order is {call}" if swapped else f"make one with its threat: at.defenses.{made}(threat)"
     check_kind(name, value, Defense, hint)

@@ -13,6 +13,7 @@ import hashlib
 import operator
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class Rng:
         return torch.randperm(n, generator=self.generator(device), device=device)
 
 
-def as_rng(rng: Rng | Recorded | int | None) -> Rng | Recorded:
+def as_rng(rng: Rng | int | None) -> Rng:
     """What an attack takes as `rng`: a stream, a seed, or None for always the same draws.
 
     Raises:
@@ -108,21 +109,23 @@ def as_rng(rng: Rng | Recorded | int | None) -> Rng | Recorded:
     """
     if rng is None or (isinstance(rng, int) and not isinstance(rng, bool)):
         return Rng(rng or 0)
-    if not hasattr(rng, "child"):
+    if not isinstance(rng, Rng):
         bad("rng", type(rng).__name__, "an Rng or a seed", "write rng=0, or at.Rng(0, 'name')")
     return rng
 
 
-class Recorded:
-    """Draws that were written down earlier, served in place of an `Rng`: the reference fixtures are replayed with it.
+class Recorded(Rng):
+    """Draws that were written down earlier, served in place of new ones: the reference fixtures are replayed with it.
 
-    `child(name)` selects the draw recorded under `name`; `uniform` and `normal` then return it as it is.
+    `child(name)` selects the draw recorded under `name`; `uniform` and `normal` then return it as it is. Nothing else
+    is drawn.
 
     Args:
         draws: a tensor for each name, or the one draw there is.
     """
 
     def __init__(self, draws: Mapping[str, Tensor] | Tensor):
+        super().__init__("recorded")
         self.draws = draws
 
     def child(self, *key: int | str) -> Recorded:
@@ -132,6 +135,9 @@ class Recorded:
         if name not in self.draws:
             raise KeyError(f"no draw was recorded under {name!r}; recorded: {', '.join(self.draws)}")
         return Recorded(self.draws[name])
+
+    def generator(self, device: torch.device | str = "cpu") -> NoReturn:
+        raise TypeError("only uniform and normal draws are recorded")
 
     def uniform(self, like: Tensor, low: float, high: float) -> Tensor:
         return self.normal(like)

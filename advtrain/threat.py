@@ -119,7 +119,7 @@ class Threat:
         radius = rng.uniform(x[:, :1, :1, :1], 0.0, 1.0) ** (1.0 / x[0].numel())
         return project(x + self.eps * radius * direction / _lengths(direction).clamp(min=1e-12))
 
-    def ascend(self, x_adv: Tensor, grad: Tensor, step_size: float) -> Tensor:
+    def ascend(self, x_adv: Tensor, grad: Tensor, step_size: float | Tensor) -> Tensor:
         """One step of steepest ascent in the threat's norm: along the sign (ℓ∞), or along the unit gradient (ℓ2).
 
         The result may be outside the ball; `project` it. Where the gradient vanishes or is NaN, the image stays.
@@ -163,7 +163,8 @@ def parse_eps(text: str) -> float:
 
 def _lengths(delta: Tensor) -> Tensor:
     """ℓ2 length of each image, (B, 1, …, 1)."""
-    return torch.linalg.vector_norm(delta, dim=tuple(range(1, delta.ndim)), keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(delta, dim=tuple(range(1, delta.ndim)), keepdim=True)
+    return lengths
 
 
 @functools.cache

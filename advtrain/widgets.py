@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from html.entities import html5
 from itertools import product, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import at_least, bad
 
@@ -28,23 +27,26 @@ try:
 except ImportError as error:
     raise ImportError(f"advtrain.widgets needs {error.name}: pip install ipywidgets matplotlib") from error
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 __all__ = ["slider", "grid", "compare", "Interactive", "explorer", "Explorer"]
 
 # Commands of TeX that have another name in HTML, or none.
 SPOKEN = {
-    "infty": "∞",
-    "lVert": "‖",
-    "rVert": "‖",
-    "Vert": "‖",
-    "to": "→",
-    "cdot": "·",
-    "quad": " ",
-    "dots": "…",
+    "infty": "∞", "lVert": "‖", "rVert": "‖", "Vert": "‖", "to": "→", "cdot": "·", "quad": " ", "dots": "…",
     "ldots": "…",
-}
+}  # fmt: skip
 LIMIT = 600_000  # bytes of all frames of one figure, as stored in the page
 
-Axis = namedtuple("Axis", "label values texts start")  # what one slider runs over, and the index to begin with
+
+class Axis(NamedTuple):
+    """What one slider runs over, and the index to begin with."""
+
+    label: str
+    values: list[Any]
+    texts: list[str]
+    start: int
 
 
 def slider(
@@ -124,7 +126,7 @@ def compare(
     return Interactive([buttons], _stage(frames, [axis], [buttons]), frames, axis.label, still)
 
 
-class Interactive(ipywidgets.VBox):
+class Interactive(ipywidgets.VBox):  # type: ignore[misc]
     """What `slider`, `grid` and `compare` return: controls above frames, shown by naming it last in a cell.
 
     Args:
@@ -144,13 +146,17 @@ class Interactive(ipywidgets.VBox):
         return f"Interactive figure: {self.words}"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        bundle = super()._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)}  # the original cuts a long one
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs)
+        bundle |= {"text/plain": repr(self)}  # the original cuts a long one
         if isinstance(self.still, str):
             return bundle | {"text/html": self.still}
         return bundle | {"image/png": b64encode(png(self.still)).decode()}
 
 
-def _figure(draw, axes, alt, still, live, limit, play=False) -> Interactive:
+def _figure(
+    draw: Callable[..., Any], axes: list[Axis], alt: str | Callable[..., str], still: Any, live: bool, limit: int,
+    play: bool = False,
+) -> Interactive:  # fmt: skip
     """The figure of one or two sliders; its frames are in the order of `itertools.product`."""
     if not callable(draw):
         bad("draw", draw, f"a function that returns {DRAWABLE}")
@@ -163,7 +169,7 @@ def _figure(draw, axes, alt, still, live, limit, play=False) -> Interactive:
     player = [_player(sliders[0])] if play else []
     first = pictures[texts.index(tuple(axis.texts[axis.start] for axis in axes))]
 
-    def redraw(_):
+    def redraw(_: Any) -> None:
         i = texts.index(tuple(control.label for control in sliders))
         try:
             frames[i].value = _html(render(draw(*values[i]), "draw"), _alt(alt, texts[i], values[i]), size)
@@ -177,19 +183,19 @@ def _figure(draw, axes, alt, still, live, limit, play=False) -> Interactive:
     return Interactive(player + sliders, stage, frames, words, first if still is None else render(still, "still"))
 
 
-def _slider(axis):
+def _slider(axis: Axis) -> Any:
     style, layout = {"description_width": "initial"}, {"width": "min(100%, 30rem)"}  # fills a phone, but no wide page
     about = {"description": axis.label, "tooltip": _plain(axis.label)}
     return ipywidgets.SelectionSlider(options=axis.texts, index=axis.start, style=style, layout=layout, **about)
 
 
-def _player(control):
+def _player(control: Any) -> Any:
     button = ipywidgets.Play(value=control.index, max=len(control.options) - 1, interval=500)  # milliseconds
     ipywidgets.jslink((button, "value"), (control, "index"))
     return button
 
 
-def _stage(frames, axes, controls):
+def _stage(frames: list[Any], axes: list[Axis], controls: list[Any]) -> Any:
     """Stacked frames, of which the last control selects one; with two controls the first selects a stack of them."""
     layout = ipywidgets.Layout()
     for axis, control in zip(reversed(axes), reversed(controls), strict=True):
@@ -200,7 +206,7 @@ def _stage(frames, axes, controls):
     return frames[0]
 
 
-def _axis(name, values, label, start, format) -> Axis:
+def _axis(name: str, values: Any, label: Any, start: Any, format: Any) -> Axis:
     values = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
         bad(name, values, "a list of at least one value")
@@ -215,20 +221,20 @@ def _axis(name, values, label, start, format) -> Axis:
     return Axis(_label("label", label), values, texts, start)
 
 
-def _label(name, label) -> str:
+def _label(name: str, label: Any) -> str:
     if not isinstance(label, str) or not _plain(label):
         bad(name, label, "a text", "it names the control, also for those who cannot see it")
     return str(label)
 
 
-def _pair(name, value):
+def _pair(name: str, value: Any) -> Sequence[Any]:
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         bad(name, value, "a pair")
     return value
 
 
-def _alt(alt, texts, values) -> str:
+def _alt(alt: str | Callable[..., str], texts: Sequence[str], values: Sequence[Any]) -> str:
     """The alternative text of the frame for `values`, which are written `texts`."""
     words = alt(*values) if callable(alt) else alt
     if not isinstance(words, str) or not words.strip():
@@ -239,12 +245,12 @@ def _alt(alt, texts, values) -> str:
         bad("alt", alt, "a text where {} stands for the written value, and {{ for a brace", str(error))
 
 
-def _plain(label) -> str:
+def _plain(label: str) -> str:
     r"""`label` without TeX: `\(\|\delta\|_\infty \le \mathrm{eps}\)` becomes ‖δ‖∞ ≤ eps."""
     return " ".join(re.sub(r"\\\((.*?)\\\)|\$([^$]+)\$", lambda m: _spoken(m[1] or m[2] or ""), label).split())
 
 
-def _spoken(tex) -> str:
+def _spoken(tex: str) -> str:
     """What is between the signs of TeX, in plain characters as far as they go."""
     tex = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", tex)
     tex = re.sub(r"\\(?:math[a-z]+|text[a-z]*|operatorname|left|right|[bB]igg?[lr]?)(?![A-Za-z])", "", tex)
@@ -253,9 +259,10 @@ def _spoken(tex) -> str:
     return re.sub(r"[{}_\\]", "", tex)
 
 
-def _frames(pictures, alts, limit):
+def _frames(pictures: Sequence[Image.Image | str], alts: list[str], limit: int) -> tuple[list[Any], tuple[int, int]]:
     """Widgets for the frames, and their size on the page. They share what they can, which keeps the page small."""
-    size = tuple(map(max, (0, 0), (0, 0), *(picture.size for picture in pictures if not isinstance(picture, str))))
+    sizes = [picture.size for picture in pictures if not isinstance(picture, str)] or [(0, 0)]
+    size = max(width for width, _ in sizes), max(height for _, height in sizes)
     pages = [_html(picture, alt, size) for picture, alt in zip(pictures, alts, strict=True)]
     if (total := sum(len(page.encode()) for page in pages)) > at_least("limit", limit, 1):
         need = f"enough ({limit / 1000:g} kB) for {len(pages)} frames of {total / 1000:.0f} kB in all"
@@ -264,7 +271,7 @@ def _frames(pictures, alts, limit):
     return [ipywidgets.HTML(page, layout=layout, style=style) for page in pages], size
 
 
-def _html(picture, alt, size) -> str:
+def _html(picture: Image.Image | str, alt: str, size: tuple[int, int]) -> str:
     """A frame, on a white sheet of at least `size`: what is below must not jump from frame to frame."""
     if isinstance(picture, str):
         style = "background:#fff;color:#111;overflow-x:auto"

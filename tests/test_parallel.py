@@ -38,10 +38,11 @@ def test_every_defense_says_whether_its_loss_is_a_mean_over_images():
     assert LOSSES.keys() == set(NAMES)
 
 
-class Rows:
+class Rows(at.Rng):
     """The draws of the whole batch, of which a process is served its rows."""
 
     def __init__(self, rng, rows):
+        super().__init__(*rng.key)
         self.rng, self.rows = rng, rows
 
     def child(self, *key):

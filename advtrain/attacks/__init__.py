@@ -4,6 +4,10 @@ They leave the model's modes and every `.grad` as they were, never move it betwe
 threat.
 """
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from .adaptive import ADAPTIVE, adaptive, r_fgsm_pgd
 from .apgd import apgd
 from .fab import fab
@@ -13,7 +17,7 @@ from .pgd import pgd
 from .single import fgsm, i_fgsm, mi_fgsm, r_fgsm
 from .square import square
 
-ATTACKS = {
+ATTACKS: dict[str, Callable[..., Tensor]] = {
     "fgsm": fgsm, "r-fgsm": r_fgsm, "i-fgsm": i_fgsm, "mi-fgsm": mi_fgsm, "pgd": pgd, "apgd": apgd, "fab": fab,
     "square": square,
 }  # fmt: skip

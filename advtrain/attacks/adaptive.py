@@ -78,9 +78,8 @@ def r_fgsm_pgd(
     """
     check_steps(steps, step_size, threat)
     alphas = [threat.eps / 30, threat.eps / 4, threat.eps / 2] if alphas is None else list(alphas)
-    for alpha in alphas or [None]:
-        if not (is_real(alpha) and 0 < alpha < threat.eps):
-            bad("alphas", alphas, f"lengths in (0, eps={threat.eps:g})", "such as (eps / 4, eps / 2)")
+    if not alphas or not all(is_real(alpha) and 0 < alpha < threat.eps for alpha in alphas):
+        bad("alphas", alphas, f"lengths in (0, eps={threat.eps:g})", "such as (eps / 4, eps / 2)")
     if isinstance(losses, str) or not losses:
         bad("losses", losses, "a sequence of losses", 'write losses=("ce", "cw")')
     ascents = [objective(loss, targeted=False) for loss in losses]

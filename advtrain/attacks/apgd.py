@@ -43,6 +43,11 @@ def apgd(
     clipped to the pixel box before it is drawn into the ball, so that none of the radius is lost and the result is a
     member of the threat to the last bit.
 
+    >>> import advtrain as at
+    >>> model, x, y = torch.nn.Flatten(), torch.tensor([[[[0.6, 0.4]]]]), torch.tensor([0])  # the pixels are the logits
+    >>> at.attacks.apgd(model, x, y, at.Threat("linf", eps=0.05), steps=10, rng=0)  # too small to be fooled
+    tensor([[[[0.5500, 0.4500]]]])
+
     Args:
         model: returns logits (B, K).
         x: (B, C, H, W) float32 or float64 in the threat's pixel box.
@@ -156,6 +161,10 @@ def run_apgd(
         x, y, target, start, start, grad, value, start, grad, value, value, torch.ones_like(value, dtype=torch.bool),
         nothing, torch.full_like(value, 2 * threat.eps).view(-1, 1, 1, 1),
     )  # fmt: skip
+
+    def climb(logits: Tensor) -> Tensor:
+        return ascent(logits, state.y, state.target)
+
     pursuit.offer(start, logits.argmax(1) != y)
     project, rows = threat.projector(x), len(x)
     period, shorter, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
@@ -169,9 +178,7 @@ def run_apgd(
         ahead = project(_ascend(state.now, state.grad, state.size, threat.norm))
         moved = state.now + weight * (ahead - state.now) + (1 - weight) * (state.now - state.before)
         state.before, state.now = state.now, project(moved)
-        state.grad, logits, value = passes.gradient(
-            state.now, lambda z, y=state.y, target=state.target: ascent(z, y, target)
-        )
+        state.grad, logits, value = passes.gradient(state.now, climb)
         pursuit.offer(state.now, logits.argmax(1) != state.y)
         state.rises = state.rises + (value > state.value)
         state.value = value
@@ -190,7 +197,7 @@ def _ascend(x: Tensor, grad: Tensor, size: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         return x + size * grad.sign()
     length = torch.linalg.vector_norm(grad.flatten(1), dim=1).view(-1, 1, 1, 1)
-    return x + size * (grad / length.clamp(min=1e-30)).nan_to_num(0.0)
+    return x + size * grad.div(length.clamp(min=1e-30)).nan_to_num(0.0)
 
 
 def _keep_best(state: _Climb) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -156,15 +157,15 @@ def transport_attack(
     check_steps(steps, step_size, threat)
     ascent, step_size = objective(loss, targeted=False), threat.eps / 4 if step_size is None else step_size
     x, y, rng = begin(model, x, y, threat, restarts, rng, check)
-    reader, options = _Reader(model, features), {"eps": sinkhorn_eps, "iterations": sinkhorn_iterations}
+    reader, shares_of = _Reader(model, features), partial(_shares, eps=sinkhorn_eps, iterations=sinkhorn_iterations)
     passes, (own, _) = Passes(reader), reader.read(x)
 
     def move(logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """What each image pays of the cost of its group: the sum over all is the sum of the transports."""
         parts = []
         for natural, moved in zip(own[rows].split(group), reader.features.split(group), strict=True):
-            shares = _shares(natural, moved, **options)
-            parts.append(shares - _shares(moved, moved, **options) / 2 if debiased else shares)
+            shares = shares_of(natural, moved)
+            parts.append(shares - shares_of(moved, moved) / 2 if debiased else shares)
         return torch.cat(parts)
 
     def run(restart: int, left: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ All functions take logits (B, K) and labels (B,) and return (B,).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,8 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 LOSSES = {"ce": cross_entropy, "cw": cw_margin, "dlr": dlr}
 """Losses that an attack takes by name; each takes (logits, y) and returns one value per image."""
 
-Objective = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+Objective = Callable[[Tensor, Tensor, Any], Tensor]
+"""What is ascended, a function of (logits, y, target); some need no target, and some more than classes."""
 
 
 def objective(loss: str | Callable[[Tensor, Tensor], Tensor], targeted: bool) -> Objective:
@@ -115,7 +117,7 @@ def objective(loss: str | Callable[[Tensor, Tensor], Tensor], targeted: bool) ->
         return dlr_targeted
     function = loss if callable(loss) else LOSSES[loss]
 
-    def ascend(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    def ascend(logits: Tensor, y: Tensor, target: Any) -> Tensor:
         value = function(logits, target if targeted else y)
         if value.shape != y.shape:
             shapes = f"shape {tuple(value.shape)}", f"one value per image, {tuple(y.shape)}"

@@ -36,6 +36,13 @@ def pgd(
 
     Madry et al. (2018), arXiv 1706.06083. "PGD-50-10" is `steps=50, restarts=10`.
 
+    >>> import advtrain as at
+    >>> model, x, y = torch.nn.Flatten(), torch.tensor([[[[0.6, 0.4]]]]), torch.tensor([0])  # the pixels are the logits
+    >>> threat = at.Threat("linf", eps=0.25)
+    >>> x_adv = at.attacks.pgd(model, x, y, threat, steps=20, restarts=2, rng=0)
+    >>> bool(threat.contains(x_adv, x)), model(x_adv).argmax(1)
+    (True, tensor([1]))
+
     Args:
         model: returns logits (B, K).
         x: (B, C, H, W) float32 or float64 in the threat's pixel box.
@@ -84,6 +91,10 @@ def pgd(
     best = x.clone()
     best_loss = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def climb(logits: Tensor) -> Tensor:
+        return ascent(logits, labels, goal)
+
     with attacking(model, bn):
         for restart in range(restarts):
             start = threat.random_start(x, rng.child("restart", restart), whole) if random_start else x
@@ -101,7 +112,7 @@ def pgd(
                     with torch.no_grad():
                         logits = model(x_adv)
                 else:
-                    grad, logits = input_gradient(model, x_adv, lambda z, y=labels, t=goal: ascent(z, y, t))
+                    grad, logits = input_gradient(model, x_adv, climb)
                 alive = None
                 if keep == "any" or step == steps:
                     value = ascent(logits, labels, goal).to(x.dtype)

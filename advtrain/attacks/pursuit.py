@@ -66,19 +66,22 @@ class Passes:
         Raises:
             ModelError: autograd cannot follow the output back to the image, and `blind` is not set.
         """
-        total = None
-        for _ in range(self.eot):
-            self.count("gradients", len(x))
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
-                logits = self.forward(leaf, self.bf16)
-                values = loss(logits)
-                part = None
-                if self.sees(values):
-                    (part,) = torch.autograd.grad(values.sum(), leaf, allow_unused=self.blind)
-            part = torch.zeros_like(x) if part is None else part.contiguous()
-            total = part if total is None else total + part
-        return total / self.eot if self.eot > 1 else total, logits.detach(), values.detach()
+        total, logits, values = self._gradient(x, loss)
+        for _ in range(self.eot - 1):
+            part, logits, values = self._gradient(x, loss)
+            total = total + part
+        return total / self.eot if self.eot > 1 else total, logits, values
+
+    def _gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        self.count("gradients", len(x))
+        part = None
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            logits = self.forward(leaf, self.bf16)
+            values = loss(logits)
+            if self.sees(values):
+                (part,) = torch.autograd.grad(values.sum(), leaf, allow_unused=self.blind)
+        return torch.zeros_like(x) if part is None else part.contiguous(), logits.detach(), values.detach()
 
     def sees(self, values: Tensor) -> bool:
         """Whether autograd can follow values back; an error if it cannot and the search is not meant to be `blind`."""
@@ -102,6 +105,7 @@ class Passes:
             self.tick(images * (1 if kind == "queries" else 2))
 
 
+@dataclass
 class State:
     """Base of a search's dataclass of tensors, each with a row for every row of the batch."""
 

@@ -137,6 +137,15 @@ class _Search(State):
         bar = torch.full_like(value, -torch.finfo(value.dtype).tiny)  # a tie counts as misclassified, too
         return cls(threat, x.device.type == "cpu", x, y, best, value, bar, *own)
 
+    @staticmethod
+    def start(x: Tensor, threat: Threat, streams: list[Rng]) -> tuple[Tensor, ...]:
+        """The first candidates, and the further tensors that the search keeps."""
+        raise NotImplementedError
+
+    def ask(self, passes: Passes, draw: Draw) -> None:
+        """Query the model with one more square."""
+        raise NotImplementedError
+
     def judge(self, passes: Passes, rows: Tensor | None, candidates: Tensor) -> Tensor | None:
         """Query the candidates of these rows (None: of all), keep what is better; the rows that may have changed."""
         y, value = (self.y, self.value) if rows is None else (self.y[rows], self.value[rows])

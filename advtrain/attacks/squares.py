@@ -19,12 +19,16 @@ BLOCK = 100
 """The squares of so many queries are drawn at once."""
 
 
+Window = tuple[slice, slice, slice, slice]
+"""An index: all images, all channels, some rows, some columns."""
+
+
 class Draw(NamedTuple):
     """What is drawn for one query, the same for all images."""
 
     query: int
-    window: tuple  # of the pixels that change
-    other: tuple  # ℓ2: of the pixels that give up their change
+    window: Window  # of the pixels that change
+    other: Window  # ℓ2: of the pixels that give up their change
     up: Tensor  # (C, 1, 1) bool: the sign in each channel
     turned: bool  # ℓ2: the halves of the pattern stand side by side
     before: int  # the last query with the same square, -1 if there was none
@@ -57,24 +61,25 @@ def draw_squares(rng: Rng, x: Tensor, norm: str, queries: int, p_init: float) ->
         p_init: share of the pixels that the first squares cover.
     """
     channels, height, width = x.shape[1:]
-    latest: dict[tuple, int] = {}
+    latest: dict[tuple[int, ...], int] = {}
     for query in range(queries):
         place = query % BLOCK
         if place == 0:  # on the CPU, for the host must know the windows; the signs go to the device in one piece
             stream = rng.child("squares", query // BLOCK)
             uniform = stream.uniform(torch.empty(BLOCK, 4, dtype=torch.float64, device="cpu"), 0, 1).tolist()
             bits = stream.integers(0, 2, (BLOCK, channels + 1)).bool()
-            ups, bits = bits[:, :-1].reshape(BLOCK, channels, 1, 1).to(x.device).unbind(), bits.tolist()
+            ups, rows = bits[:, :-1].reshape(BLOCK, channels, 1, 1).to(x.device).unbind(), bits.tolist()
         side = side_of_square(query, height, width, norm, p_init)
         room = (height - side + 1, width - side + 1) * 2
-        row, column, *other = (int(share * places) for share, places in zip(uniform[place], room, strict=True))
-        *signs, turned = bits[place]
+        row, column, top, left = (int(share * places) for share, places in zip(uniform[place], room, strict=True))
+        *signs, turned = rows[place]
         key = (side, row, column, *signs)
-        yield Draw(query, _window(row, column, side), _window(*other, side), ups[place], turned, latest.get(key, -1))
+        here, there = _window(row, column, side), _window(top, left, side)
+        yield Draw(query, here, there, ups[place], turned, latest.get(key, -1))
         latest[key] = query
 
 
-def _window(row: int, column: int, side: int) -> tuple:
+def _window(row: int, column: int, side: int) -> Window:
     return slice(None), slice(None), slice(row, row + side), slice(column, column + side)
 
 
@@ -93,4 +98,4 @@ def pattern_of_square(side: int, like: Tensor) -> Tensor:
         bump = rings.flip(0).cumsum(0).flip(0)[distance]
         halves.append(sign * bump / bump.norm())
     whole = torch.cat(halves)
-    return (whole / whole.norm()).to(like)
+    return whole.div(whole.norm()).to(like)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, at_least
 from ..modes import attacking
-from ..rng import Recorded, Rng, as_rng
+from ..rng import Rng, as_rng
 from ..threat import Threat
 from .gradient import check_attack
 from .losses import Objective, cw_margin
@@ -146,7 +146,7 @@ def over_restarts(passes: Passes, x: Tensor, y: Tensor, restarts: int, run: Call
 
 def begin(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, restarts: int, rng: Rng | int | None, check: bool
-) -> tuple[Tensor, Tensor, Rng | Recorded]:
+) -> tuple[Tensor, Tensor, Rng]:
     """Check what every adaptive attack is given; images and labels without a graph, and the random stream."""
     at_least("restarts", restarts, 1)
     if check:

@@ -6,6 +6,7 @@ they name: expectation over transformation, adaptive attacks (Tramer et al. 2020
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def tell(text: str, into: list[str]) -> None:
 
 def say(text: str) -> None:
     """Warn where the caller of this package stands."""
-    level, frame = 1, sys._getframe()
+    level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
         level, frame = level + 1, frame.f_back
     warnings.warn(text, AdvtrainWarning, stacklevel=level)
@@ -51,7 +52,7 @@ def randomness(passes: Passes, x: Tensor) -> float:
 
 
 def _unit(logits: Tensor) -> Tensor:
-    return logits / (logits.norm(dim=1, keepdim=True) + 1e-10)
+    return logits.div(logits.norm(dim=1, keepdim=True) + 1e-10)
 
 
 def dynamic(model: nn.Module, x: Tensor) -> bool:
@@ -93,7 +94,7 @@ def _watching() -> Iterator[list[str]]:
         yield seen
         return
 
-    def look(frame: Any, event: str, argument: Any) -> None:
+    def look(frame: Any, event: Any, argument: Any) -> None:
         if event == "call" and frame.f_code in watched:
             seen.append(watched[frame.f_code])
         if earlier is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -37,11 +38,13 @@ class Examples:
     """
 
     def __init__(
-        self, where: bool | str | os.PathLike | None, split: Split, threat: Threat, dtype: torch.dtype, state: State
-    ):
+        self, where: bool | str | os.PathLike[str] | None, split: Split, threat: Threat, dtype: torch.dtype,
+        state: State,
+    ):  # fmt: skip
         self.split, self.threat, self.dtype, self.state = split, threat, dtype, state
         self.path: Path | None = None
-        self.array: Tensor | numpy.ndarray | None = None
+        self.tensor: Tensor | None = None
+        self.array: numpy.memmap[Any, Any] | None = None
         if where is None or where is False:
             return
         if where is True:
@@ -50,14 +53,14 @@ class Examples:
                     f"{state.path} holds work whose examples were in memory and are gone: name a file, "
                     "examples='adversarial.npy', or delete the state file"
                 )
-            self.array = split.images(dtype=dtype).detach().cpu().clone()
+            self.tensor = split.images(dtype=dtype).detach().cpu().clone()
             return
         self.path = check_path(where, state.path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.final = state.complete and self.path.exists()
         try:
             if state.begun:
-                self._reopen()
+                self._reopen(self.path if self.final else self.partial)
             else:
                 self._make()
         except FileError:
@@ -66,24 +69,23 @@ class Examples:
             raise FileError(f"cannot keep adversarial examples in {self.partial}: {error}") from error
 
     def _make(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
         shape, kind = tuple(self.split.x.shape), numpy.dtype(str(self.dtype).removeprefix("torch."))
-        self.array = numpy.lib.format.open_memmap(self.partial, mode="w+", dtype=kind, shape=shape)
+        array = self.array = numpy.lib.format.open_memmap(self.partial, mode="w+", dtype=kind, shape=shape)
         for first in range(0, len(self.split), BLOCK):
-            self.array[first : first + BLOCK] = self._clean(slice(first, first + BLOCK)).numpy()
+            array[first : first + BLOCK] = self._clean(slice(first, first + BLOCK)).numpy()
 
-    def _reopen(self) -> None:
+    def _reopen(self, file: Path) -> None:
         """Go on with the file, after a look at every image in it."""
-        file = self.path if self.final else self.partial
         if not file.exists():
             raise FileError(f"{file} is gone, and the state file counts on it: delete the state file")
-        self.array = numpy.load(file, mmap_mode="r" if self.final else "r+", allow_pickle=False)
-        kind = str(self.array.dtype)
-        if self.array.shape != tuple(self.split.x.shape) or kind != str(self.dtype).removeprefix("torch."):
-            raise FileError(f"{file} holds {self.array.shape} of {kind}: it belongs to other images")
+        array = self.array = numpy.load(file, mmap_mode="r" if self.final else "r+", allow_pickle=False)
+        kind = str(array.dtype)
+        if array.shape != tuple(self.split.x.shape) or kind != str(self.dtype).removeprefix("torch."):
+            raise FileError(f"{file} holds {array.shape} of {kind}: it belongs to other images")
         for first in range(0, len(self.split), BLOCK):
             rows = slice(first, first + BLOCK)
-            clean, kept = self._clean(rows), torch.from_numpy(self.array[rows].copy())
+            clean, kept = self._clean(rows), torch.from_numpy(array[rows].copy())
             changed, broken = (kept != clean).flatten(1).any(1), self.state.broken_by[rows] > 0
             if not bool((changed & self.threat.contains(kept, clean))[broken].all()):
                 raise FileError(
@@ -99,30 +101,31 @@ class Examples:
 
     def __setitem__(self, index: Tensor, x_adv: Tensor) -> None:
         """Write the examples of some images."""
-        if self.array is None or len(index) == 0:
+        if len(index) == 0:
             return
-        if self.path is None:
-            self.array[index.cpu()] = x_adv.detach().cpu()
-        else:
+        if self.tensor is not None:
+            self.tensor[index.cpu()] = x_adv.detach().cpu()
+        elif self.array is not None:
             self.array[index.cpu().numpy()] = x_adv.detach().cpu().numpy()
 
     def flush(self) -> None:
         """See to it that what was written is on disk."""
-        if self.path is not None and self.array is not None and not self.final:
+        if self.array is not None and not self.final:
             self.array.flush()
 
     def finish(self) -> Tensor | numpy.ndarray | None:
         """The examples: the tensor, or the array mapped from the file under its final name."""
         if self.path is None:
-            return self.array
+            return self.tensor
         self.flush()
         self.array = None  # closed, so that it can be renamed on every system
         if not self.final:
             os.replace(self.partial, self.path)
-        return numpy.load(self.path, mmap_mode="r", allow_pickle=False)
+        array: numpy.memmap[Any, Any] = numpy.load(self.path, mmap_mode="r", allow_pickle=False)
+        return array
 
 
-def check_path(where: str | os.PathLike, state: Path | None) -> Path:
+def check_path(where: str | os.PathLike[str], state: Path | None) -> Path:
     """A path for examples, or an error that says what is wrong with it."""
     if not isinstance(where, (str, os.PathLike)):
         bad("examples", where, "True, None or a path that ends in .npy")

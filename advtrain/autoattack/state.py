@@ -40,7 +40,7 @@ class State:
         FileError: the file is damaged, or belongs to another evaluation.
     """
 
-    def __init__(self, total: int, attacks: int, key: dict[str, Any], path: str | os.PathLike | None):
+    def __init__(self, total: int, attacks: int, key: dict[str, Any], path: str | os.PathLike[str] | None):
         self.path, self.key = None if path is None else Path(path), key
         self.broken_by = torch.full((total,), -1, dtype=torch.int16)
         self.met = torch.zeros(attacks + 1, total, dtype=torch.bool)

@@ -49,8 +49,8 @@ class AutoAttackReport(Report):
         return self.version in STANDARD
 
     @property
-    def robust(self) -> Tensor:
-        """(N,) bool: the images that every attack left correctly classified."""
+    def robust(self) -> Tensor | None:
+        """(N,) bool: the images that every attack left correctly classified; None of a report read from a file."""
         return None if self.broken_by is None else self.broken_by == -1
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ def fight(
         found.margin[name] = torch.minimum(found.margin[name], margin) if name in found.margin else margin
         put(name, x_adv)
 
-    options = {"check": False, "rng": rng}
+    options: dict[str, Any] = {"check": False, "rng": rng}
     put("clean", x)
     for number in range(NOISES):
         noise = rng.child("noise", number).normal(x)
@@ -120,8 +121,8 @@ def fight(
     left = found.right["pgd-first"].to(x.device)
     found.right["pgd"] = found.right["pgd-first"].clone()
     if bool(left.any()):
-        again = {"steps": STEPS, "restarts": RESTARTS - 1, "check": False, "rng": rng.child("again")}
-        x_adv = attacks.pgd(subject, x[left], y[left], threat, **again)
+        again = {**options, "rng": rng.child("again")}
+        x_adv = attacks.pgd(subject, x[left], y[left], threat, steps=STEPS, restarts=RESTARTS - 1, **again)
         found.right["pgd"][left.cpu()] = subject.right(x_adv, y[left]).cpu()
     for loss, name in (("ce", "apgd-ce"), ("cw", "apgd-margin")):
         put(name, apgd(subject, x, y, threat, loss=loss, steps=AUTO_STEPS, **options))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +101,7 @@ def _best_range(
 ) -> tuple[str, tuple[float, float], tuple[float, float], float]:
     """The change of pixels under which accuracy is highest, with accuracies, losses and the chance of such a gain."""
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
-    changes = {
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
         "": lambda x: x,
         "multiplied by 255": lambda x: 255 * x,
         "divided by 255": lambda x: x / 255,
@@ -124,11 +126,11 @@ def _best_range(
 class _Watch(TorchDispatchMode):
     """Notes operations that only a backward pass runs."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[str] = set()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "backward" in (name := function.overloadpacket.__name__):
             self.seen.add(name)
         return function(*args, **(kwargs or {}))

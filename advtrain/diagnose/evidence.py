@@ -85,9 +85,9 @@ def single_step(battery: Battery) -> SingleStep:
     clean = battery.right["clean"]
     own = torch.minimum(battery.margin["fgsm"], battery.margin["fgsm-margin"])
     right = battery.survivors("fgsm", "fgsm-margin")
-    beaten = [int(((battery.margin[name] < own) & clean).sum()) for name in ("r-fgsm", "transfer-fgsm")]
+    noise, stranger = (int(((battery.margin[name] < own) & clean).sum()) for name in ("r-fgsm", "transfer-fgsm"))
     kept = int((right & battery.survivors(*WHITE)).sum())
-    return SingleStep(int(right.sum()), kept, *beaten, int(clean.sum()), len(clean))
+    return SingleStep(int(right.sum()), kept, noise, stranger, int(clean.sum()), len(clean))
 
 
 def evidence_findings(battery: Battery, zero_loss: float, honest_gradient: bool) -> list[Finding]:

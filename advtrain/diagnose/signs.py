@@ -99,7 +99,7 @@ def gradient_findings(gradients: Gradients, cause: Cause | None) -> list[Finding
         cause: what `gradient_cause` says.
     """
     g = gradients
-    missing = cause in (causes.NAN, causes.CUT)
+    missing = cause if cause in (causes.NAN, causes.CUT) else None
     if g.undefined:
         exists = f"NaN or infinite on {g.undefined} of {g.images} images"
     elif g.broken:
@@ -117,8 +117,8 @@ def gradient_findings(gradients: Gradients, cause: Cause | None) -> list[Finding
     numbers = {"undefined": g.undefined, "zero": g.zero, "zero_loss": g.zero_loss, "norm": g.norm}
     slow = {"promise": g.promise, "faint": g.faint, "stir": g.stir}
     return [
-        _finding("gradient", "gradient exists", exists, missing or _note(max(g.zero_loss, g.zero) >= ZERO),
-                 cause if missing else causes.SATURATION, causes.ATHALYE, numbers),
+        _finding("gradient", "gradient exists", exists, missing is not None or _note(max(g.zero_loss, g.zero) >= ZERO),
+                 missing or causes.SATURATION, causes.ATHALYE, numbers),
         _finding("plateaus", "output without steps", flat, cause is causes.QUANTISATION, causes.QUANTISATION,
                  causes.ATHALYE, {"flat": g.flat, "jump": g.jump}),
         _finding("saturation", "gradient does not vanish", faint, cause is causes.SATURATION or _note(g.faint >= FAINT),

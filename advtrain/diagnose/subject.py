@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy
 import torch
@@ -41,6 +41,8 @@ class Subject(nn.Module):
         classes: the number of logits.
     """
 
+    __call__: Callable[..., Tensor]  # which nn.Module leaves open
+
     def __init__(self, model: nn.Module, x: Tensor, classes: int):
         super().__init__()
         self.model = model
@@ -53,7 +55,7 @@ class Subject(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
         with torch.no_grad() if self.broken else contextlib.nullcontext():
-            logits = self.model(x.detach().clone() if self.broken else x.clone())
+            logits: Tensor = self.model(x.detach().clone() if self.broken else x.clone())
         if self.probabilities:
             logits = logits.to(x.dtype).clamp(min=torch.finfo(x.dtype).tiny).log()
         if x.requires_grad and torch.is_grad_enabled():  # a path from the image to the output there always is

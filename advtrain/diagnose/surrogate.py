@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from ..dataset import image_shape
 from ..defense import Batch
 from ..defenses import PGD, Standard
 from ..models import build_model
@@ -17,8 +21,9 @@ BATCH = 64
 
 
 def train_strangers(
-    subject: Subject, x: Tensor, threat: Threat, rng: Rng, batch_size: int, tick=lambda n: None
-) -> list[nn.Module]:
+    subject: Subject, x: Tensor, threat: Threat, rng: Rng, batch_size: int,
+    tick: Callable[[int], object] = lambda n: None,
+) -> list[nn.Module]:  # fmt: skip
     """Two small networks taught the model's answers: one on the images as they are, one against PGD-2.
 
     Papernot et al. (2017), arXiv 1602.02697, learn a substitute from the answers of a model. Examples against an
@@ -41,7 +46,7 @@ def train_strangers(
     strangers = []
     for number, defense in enumerate((Standard(threat), PGD(threat, steps=2, rel_step=0.5))):
         stream = rng.child("stranger", number)
-        stranger = _network(x.shape[1:], subject.classes, stream.seed % 2**31).to(x.device, x.dtype).train()
+        stranger = _network(image_shape(x), subject.classes, stream.seed % 2**31).to(x.device, x.dtype).train()
         optimizer = torch.optim.SGD(stranger.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=STEPS, cycle_momentum=False)
         order = torch.empty(0, dtype=torch.int64, device=x.device)
@@ -60,8 +65,8 @@ def train_strangers(
     return strangers
 
 
-def _network(shape: torch.Size, classes: int, seed: int) -> nn.Module:
+def _network(shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
     if min(shape[1:]) >= 8:
-        return build_model("small-cnn", shape=tuple(shape), num_classes=classes, normalize=None, seed=seed)
+        return build_model("small-cnn", shape=shape, num_classes=classes, normalize=None, seed=seed)
     with global_draws(seed):
-        return nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), 128), nn.GELU(), nn.Linear(128, classes))
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 128), nn.GELU(), nn.Linear(128, classes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from . import causes
 from .battery import WHITE, Battery
@@ -71,7 +72,7 @@ def _attribute(finding: Finding, cause: Cause) -> Finding:
     return finding
 
 
-def _with(finding: Finding, **changes: str) -> Finding:
+def _with(finding: Finding, **changes: Any) -> Finding:
     return dataclasses.replace(finding, **changes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import types
 import typing
@@ -114,7 +115,7 @@ def data_options(table: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(load_data)
     options = {
         "name": "",
-        "val": load_data.__kwdefaults__["val"],
+        "val": (load_data.__kwdefaults__ or {})["val"],
         **typed(table, {"name": str, "val": hints["val"]}, ("name",)),
     }
     check_texts(options, "name")
@@ -128,8 +129,8 @@ def model_options(table: Any) -> dict[str, Any]:
     check_keys(table, table if isinstance(table, dict) else (), ("name",))
     one_of("name", table["name"], MODELS)
     entry = MODELS[table["name"]]
-    builder = entry.builder.__init__ if isinstance(entry.builder, type) else entry.builder
-    hints = typing.get_type_hints(builder)
+    builder: Any = entry.builder
+    hints = typing.get_type_hints(builder if inspect.isfunction(builder) else builder.__init__)
     accepted = {"name": str, "normalize": Any, **{option: hints.get(option, Any) for option in entry.options}}
     options = {"name": "", "normalize": "data", **entry.options, **typed(table, accepted)}
     options["normalize"] = None if options["normalize"] == "none" else options["normalize"]

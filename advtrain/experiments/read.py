@@ -72,7 +72,8 @@ def _find(name: Any, beside: Path, key: str = "experiment") -> Path:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return table
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist; advtrain reproduce --list shows those of the package") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -128,8 +129,9 @@ def _read(name: str, table: dict[str, Any]) -> Experiment:
                 bad("b", entry["b"], "another method than a")
             compare.append(Comparison(**entry))
     about = table.get("about", "").strip()
-    methods = tuple(methods.values())
-    return Experiment(name, table["title"], about, data, model, threat, judge, seeds, methods, tuple(compare))
+    return Experiment(
+        name, table["title"], about, data, model, threat, judge, seeds, tuple(methods.values()), tuple(compare)
+    )
 
 
 def _entries(table: dict[str, Any], key: str) -> list[tuple[str, Any]]:

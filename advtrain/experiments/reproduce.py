@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,18 @@ def reproduce(
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     mine = None
     with contextlib.closing(made_trials(tasks, min(workers, len(tasks)), deadline)) as made:
-        for done, (number, value) in enumerate(made, 1):
+        for position, (number, value) in enumerate(made, 1):
             plan = plans[number]
             judgement = value.pop("judgement", value.get("message"))
-            before = next((run for run in results.runs if run.key == plan.key and run.finished), None)
-            keeps = plan.key in unjudged and before is not None
-            if keeps and isinstance(judgement, str):
-                tell(f"[{done}/{len(plans)}] {plan.method}, seed {plan.seed}: not judged: {judgement}")
+            kept = [run for run in results.runs if run.key == plan.key and run.finished and plan.key in unjudged]
+            if kept and isinstance(judgement, str):
+                tell(f"[{position}/{len(plans)}] {plan.method}, seed {plan.seed}: not judged: {judgement}")
                 continue
             if mine is None:
                 results.provenance.append(call)
                 mine = len(results.provenance) - 1  # calls of other processes come behind it
             call["end"] = now()
-            trial = before if keeps else Trial(plan.method, plan.seed, plan.config, **value, call=mine)
+            trial = kept[0] if kept else Trial(plan.method, plan.seed, plan.config, **value, call=mine)
             if isinstance(judgement, tuple):
                 row, opinion = judgement
                 trial = with_judgement(trial, row, {**opinion, "call": mine})
@@ -121,7 +120,7 @@ def reproduce(
             results.runs = in_order(results.experiment, [*others, trial])
             save_results(results, out, wanted)
             words = f"; not judged: {judgement}" if judge and trial.finished and not trial.judged else ""
-            tell(f"[{done}/{len(plans)}] {_line(trial)}{words}")
+            tell(f"[{position}/{len(plans)}] {_line(trial)}{words}")
     return results
 
 
@@ -133,7 +132,10 @@ def _command(experiment: Experiment, methods: Iterable[str], seeds: Iterable[int
     return shlex.join(words + ["--fresh"] * fresh + ["--judge"] * judge)
 
 
-def made_trials(tasks: list[tuple[Any, ...]], workers: int, deadline: float | None) -> Iterator[tuple[int, Any]]:
+Made = Generator[tuple[int, Any], None, None]
+
+
+def made_trials(tasks: list[tuple[Any, ...]], workers: int, deadline: float | None) -> Made:
     """What `make_trial` finds for each task, in processes or in this one."""
     if workers:
         for place, value in in_workers(make_trial, tasks, workers, deadline=deadline):

@@ -103,8 +103,8 @@ class Experiment:
         """The experiment with every default written out, as JSON-able values."""
         methods = [{"name": m.name, "about": m.about, "defense": m.defense.config, "fit": m.fit} for m in self.methods]
         own = {"name": self.name, "title": self.title, "about": self.about, "data": self.data, "model": self.model}
-        own |= {"threat": asdict(self.threat), "judge": self.judge, "seeds": self.seeds, "methods": methods}
-        return plain({**own, "compare": [asdict(comparison) for comparison in self.compare]})
+        judged = {"threat": asdict(self.threat), "judge": self.judge, "seeds": self.seeds, "methods": methods}
+        return plain({**own, **judged, "compare": [asdict(comparison) for comparison in self.compare]})
 
     @property
     def digest(self) -> str:

@@ -87,7 +87,8 @@ def _again(config: dict[str, Any], root: str | None, device: str, weights: str) 
     run = train(config, root, device)
     if digest_of_weights(run.model) != weights:
         return {"judgement": "training gives other weights here than the file has: judge it where it was made"}
-    return {"judgement": second_opinion(run.model, run.data, judged(run.data, config["judge"]), config)}
+    data = data_of(config, root)
+    return {"judgement": second_opinion(run.model, data, judged(data, config["judge"]), config)}
 
 
 def _make(config: dict[str, Any], root: str | None, device: str, more: bool = False) -> dict[str, Any]:
@@ -121,8 +122,8 @@ def _make(config: dict[str, Any], root: str | None, device: str, more: bool = Fa
 def digest_of_data(data: Dataset) -> str:
     """SHA-256 of the pixels and labels of all splits."""
     found = hashlib.sha256()
-    for split in filter(None, (data.train, data.val, data.test)):
-        for part in (split.x, split.y):
+    for split in (data.train, data.val, data.test):
+        for part in (split.x, split.y) if isinstance(split, Split) else ():
             found.update(part.contiguous().cpu().numpy().tobytes())
     return found.hexdigest()
 
@@ -145,7 +146,7 @@ def data_of(config: dict[str, Any], root: str | None) -> Dataset:
 
 def judged(data: Dataset, judge: dict[str, Any]) -> Split:
     """The images that a run is judged by."""
-    split = getattr(data, judge["split"])
+    split: Split | None = getattr(data, judge["split"])
     if split is None:
         raise DataError(f"{data.name} has no images for split={judge['split']!r}")
     return split[: judge["limit"]] if judge["limit"] else split

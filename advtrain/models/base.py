@@ -33,6 +33,7 @@ class Classifier(nn.Module):
         shape: (C, H, W) of one image. Only images of this shape are accepted.
     """
 
+    __call__: Callable[..., Tensor]  # which nn.Module leaves open
     body: nn.Module
     head: nn.Module
     spec: dict[str, Any]
@@ -63,11 +64,13 @@ class Classifier(nn.Module):
             )
         if not x.is_floating_point():
             raise ModelError(f"the model was given {x.dtype} pixels and accepts floats in [0, 1]: x.float() / 255")
-        return self.body(self.normalize(x))
+        features: Tensor = self.body(self.normalize(x))
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, num_classes), of images `x`, (B, C, H, W) float in [0, 1]."""
-        return self.head(self.forward_features(x))
+        logits: Tensor = self.head(self.forward_features(x))
+        return logits
 
 
 class GlobalPool(nn.Module):

@@ -26,7 +26,7 @@ class LeNetPlus(Classifier):
         ArgumentError: an option is not accepted.
     """
 
-    def __init__(self, shape, num_classes, *, activation: str = "relu"):
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, *, activation: str = "relu"):
         super().__init__(shape)
         square_enough(shape, 4, "lenet+")
         channels, height, width = shape

@@ -26,6 +26,9 @@ class Normalize(nn.Module):
         ArgumentError: lengths differ, or a number is not finite, or a `std` is not positive.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         mean, std = [float(m) for m in mean], [float(s) for s in std]

@@ -34,7 +34,8 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(self.act1(self.bn1(x)))
         out = self.conv2(self.act2(self.bn2(out)))
-        return out + self.shortcut(x)
+        result: Tensor = out + self.shortcut(x)
+        return result
 
 
 class PreActBottleneck(nn.Module):
@@ -64,7 +65,8 @@ class PreActBottleneck(nn.Module):
         active = self.act1(self.bn1(x))
         out = self.conv2(self.act2(self.bn2(self.conv1(active))))
         out = self.conv3(self.act3(self.bn3(out)))
-        return out + (x if self.shortcut is None else self.shortcut(active))
+        result: Tensor = out + (x if self.shortcut is None else self.shortcut(active))
+        return result
 
 
 class PreActResNet(Classifier):
@@ -79,7 +81,7 @@ class PreActResNet(Classifier):
     block: type[PreActBlock] | type[PreActBottleneck] = PreActBlock
     blocks: Sequence[int] = (2, 2, 2, 2)
 
-    def __init__(self, shape, num_classes, *, width: int = 64, activation: str = "relu"):
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, *, width: int = 64, activation: str = "relu"):
         super().__init__(shape)
         at_least("width", width, 1)
         square_enough(shape, 8, self.name)

@@ -36,7 +36,15 @@ class SmallCNN(Classifier):
         ArgumentError: an option is not accepted.
     """
 
-    def __init__(self, shape, num_classes, *, width: int = 16, batch_norm: bool = False, activation: str = "gelu"):
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        width: int = 16,
+        batch_norm: bool = False,
+        activation: str = "gelu",
+    ):
         super().__init__(shape)
         at_least("width", width, 1)
         square_enough(shape, 8, "small-cnn")

@@ -33,7 +33,8 @@ class WideBlock(nn.Module):
         active = self.act1(self.bn1(x))
         out = self.act2(self.bn2(self.conv1(active)))
         out = self.conv2(self.dropout(out))
-        return out + (x if self.shortcut is None else self.shortcut(active))
+        result: Tensor = out + (x if self.shortcut is None else self.shortcut(active))
+        return result
 
 
 class WideResNet(Classifier):
@@ -61,7 +62,14 @@ class WideResNet(Classifier):
     """
 
     def __init__(
-        self, shape, num_classes, *, depth: int = 28, width: int = 10, dropout: float = 0.0, activation: str = "relu"
+        self,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        depth: int = 28,
+        width: int = 10,
+        dropout: float = 0.0,
+        activation: str = "relu",
     ):
         super().__init__(shape)
         square_enough(shape, 4, "wideresnet")

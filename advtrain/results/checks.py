@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,12 @@ def _claim(holds: bool, where: str, wrong: str) -> None:
 def _is(value: Any, kind: type) -> bool:
     if kind is float:
         return is_real(value) and abs(value) < 1e300  # also of integers, which have no end in Python
-    return isinstance(value, kind) and not (kind is int and (isinstance(value, bool) or abs(value) >= 2**63))
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, kind)
 
 
-def _keys(value: Any, kinds: dict[str, type], where: str, more: bool = True) -> None:
+def _keys(value: Any, kinds: Mapping[str, type], where: str, more: bool = True) -> None:
     """A dict with these keys, values of these types; with other keys only if `more`."""
     _claim(isinstance(value, dict), where, f"is {type(value).__name__}, not a set of keys and values")
     for key, kind in kinds.items():

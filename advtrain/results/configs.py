@@ -37,9 +37,10 @@ def config_of(experiment: dict[str, Any], method: str, seed: int) -> dict[str, A
     return plain({"seed": seed, **common, "defense": entry["defense"], "fit": entry["fit"]})
 
 
-def plain(value: Any) -> Any:
+def plain(value: dict[str, Any]) -> dict[str, Any]:
     """As it will be when read back from JSON: tuples as lists."""
-    return json.loads(json.dumps(value, allow_nan=False))
+    read: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    return read
 
 
 def readable(text: str, lines: bool = False) -> bool:
@@ -56,7 +57,8 @@ def readable(text: str, lines: bool = False) -> bool:
 def fit_defaults() -> dict[str, Any]:
     """The arguments of `fit` that make a training what it is, without the seed."""
     # Not from the signature: Sphinx replaces it by one whose defaults are texts while it builds the book.
-    return {name: fit.__kwdefaults__[name] for name in (*RECORDED, "bf16") if name != "seed"}
+    defaults = fit.__kwdefaults__ or {}
+    return {name: defaults[name] for name in (*RECORDED, "bf16") if name != "seed"}
 
 
 def fill_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -77,14 +79,14 @@ def fill_experiment(content: dict[str, Any]) -> dict[str, Any]:
     Args:
         content: as an earlier version wrote it.
     """
-    filled = {key: FILL[key](value) if key in FILL else value for key, value in content.items()}
+    filled: dict[str, Any] = {key: FILL[key](value) if key in FILL else value for key, value in content.items()}
     filled["threat"] = _fill(filled["threat"], _fields(Threat))
-    methods = filled["methods"]
+    methods: list[dict[str, Any]] = filled["methods"]
     methods = [{**m, "defense": _defense(m["defense"]), "fit": _fill(m["fit"], fit_defaults())} for m in methods]
     return plain({**filled, "methods": methods})
 
 
-def _fill(value: Any, defaults: dict[str, Any]) -> Any:
+def _fill(value: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return {**value, **{key: default for key, default in defaults.items() if key not in value}}
 
 
@@ -115,7 +117,7 @@ def _model(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _data(value: dict[str, Any]) -> dict[str, Any]:
-    return _fill(value, {"val": load_data.__kwdefaults__["val"]})
+    return _fill(value, {"val": (load_data.__kwdefaults__ or {})["val"]})
 
 
 def _judge(value: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +125,11 @@ def _judge(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "protocol": _fill(value["protocol"], _fields(Protocol))}
 
 
+def _fit(value: dict[str, Any]) -> dict[str, Any]:
+    return _fill(value, fit_defaults())
+
+
 FILL = {
     "data": _data, "model": _model, "judge": _judge, "defense": _defense,
-    "fit": lambda value: _fill(value, fit_defaults()),
+    "fit": _fit,
 }  # fmt: skip

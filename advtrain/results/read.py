@@ -17,10 +17,14 @@ from .results import FORMAT, Results
 from .trial import Trial
 
 
-def load_results(path: str | os.PathLike, *more: str | os.PathLike) -> Results:
+def load_results(path: str | os.PathLike[str], *more: str | os.PathLike[str]) -> Results:
     """Read a results file that `advtrain reproduce` wrote, or several of one experiment, such as one for each method.
 
     Options that came to the package after a file was written are filled in with their defaults.
+
+    >>> results = load_results("digits")
+    >>> len(results.methods), results.missing, len(results.of("pgd"))
+    (23, 0, 5)
 
     Args:
         path: the file, or the bare name of one that is recorded in the book and comes with the package: `"digits"`.
@@ -81,9 +85,9 @@ def take_over(results: Results, other: Results, wanted: Callable[[Trial], bool])
     there = {(run.method, run.seed): run for run in results.runs}
     for run in filter(wanted, other.runs):
         mine = there.get((run.method, run.seed))
-        new = mine is None or (run.finished and not mine.finished)
-        if new:
-            mine = replace(run, call=_place(results.provenance, other.provenance[run.call]))
+        new = False
+        if mine is None or (run.finished and not mine.finished):
+            new, mine = True, replace(run, call=_place(results.provenance, other.provenance[run.call]))
         if run.judged and (new or not mine.judged) and _outcome(run) == _outcome(mine):
             call = _place(results.provenance, other.provenance[run.judged["call"]])
             mine = with_judgement(mine, run.rows["autoattack"], {**run.judged, "call": call})

@@ -33,7 +33,7 @@ def recorded(name: str) -> Path:
     return files[name]
 
 
-def locate(path: str | os.PathLike) -> Path:
+def locate(path: str | os.PathLike[str]) -> Path:
     """The file that `path` means: itself, or if it is a bare name, the recorded file of that name."""
     file = Path(path)
     bare = not file.suffix and file.name == os.fspath(path) and not file.exists()

@@ -95,7 +95,8 @@ class Trial:
         `diagnose`: why the robustness is not what it seems, all `causes`, and as `verdict` the first of them, or
         `"no flag"`; `seconds` of both, and the `call` that made them, an entry of the file's provenance.
         """
-        return self.more.get("judged", {})
+        judged: dict[str, Any] = self.more.get("judged", {})
+        return judged
 
     @property
     def masked(self) -> bool:
