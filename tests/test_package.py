@@ -1,16 +1,9 @@
-"""Importing the package is light, and the examples in its docstrings are true."""
+"""Importing the package is light, its files are short, and nothing imports upward."""
 
-import doctest
-import importlib
-import pkgutil
 import subprocess
 import sys
 
-import pytest
-
 import advtrain
-
-MODULES = [name for _, name, _ in pkgutil.walk_packages(advtrain.__path__, "advtrain.") if name != "advtrain.__main__"]
 
 
 def test_import_needs_neither_jupyter_nor_matplotlib():
@@ -19,14 +12,6 @@ def test_import_needs_neither_jupyter_nor_matplotlib():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings_are_true(name):
-    if name in ("advtrain.pictures", "advtrain.widgets"):
-        pytest.importorskip("ipywidgets")
-    module = importlib.import_module(name)
-    assert doctest.testmod(module).failed == 0
 
 
 def test_everything_public_is_documented():
@@ -45,9 +30,10 @@ def test_files_stay_short_enough_to_read():
 
 
 FLOORS = [
-    ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "widgets"],
+    ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "markup"],
     ["threat", "modes", "batchnorm", "transport"],
-    ["checks", "models", "dataset", "data_user", "data_folders", "data_known", "data_sources", "data", "loader"],
+    ["checks", "models", "data_view", "dataset", "data_rows", "data_user", "data_folders", "data_known"],
+    ["data_sources", "data", "loader"],
     ["attacks", "measure", "bilevel", "features", "synthesis"],
     ["defense", "parallel", "player"],
     ["defenses"],
@@ -61,7 +47,11 @@ FLOORS = [
         "threads",
         "evaluate",
         "presets",
+        "run_view",
         "runs",
+        "plot",
+        "explorer",
+        "widgets",
         "checkpoints",
         "factories",
         "foreign",
