@@ -106,7 +106,7 @@ def magnified(change: Tensor, factor: float) -> Tensor:
 
 def show(ax: Any, image: Tensor) -> None:
     """One image, (C, H, W) in [0, 1], without a frame."""
-    ax.imshow(image.float().permute(1, 2, 0).expand(-1, -1, 3), interpolation="nearest")
+    ax.imshow(image.float().permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
