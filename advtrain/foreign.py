@@ -25,7 +25,7 @@ from .rng import GLOBAL_STATE
 
 def load_model(
     model: Any,
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike[str] | None = None,
     *,
     options: Mapping[str, Any] | None = None,
     data: Dataset | None = None,
@@ -63,8 +63,8 @@ def load_model(
         mean: what to subtract from the pixels, in [0, 1]: a number, or one for each channel.
         std: what to divide by afterwards, in (0, 1]: a number, or one for each channel. Mean 0 and deviation 1/255
             serve a network that expects pixels in 0..255.
-        pick: where the logits are, if the network returns more than them: the name of an attribute or key, such as
-            `"logits"`, or the position in a tuple.
+        pick: where the logits are, if the network returns more than them: the name of an attribute or key, or the
+            position in a tuple. A classifier of Hugging Face's transformers is known: `"logits"`.
         device: where the model goes; `"auto"` is a GPU if there is one.
         seed: names the initial weights, where no file has others. The global random state stays as it was.
 
@@ -88,7 +88,7 @@ def open_model(
     check_kind("options", {} if options is None else options, Mapping, "such as options={'num_classes': 10}")
     options, seed = dict(options or {}), at_least("seed", seed, 0)
     numbers, place_ = _numbers(mean, std), find_device(device)
-    layer = numbers and Normalize(**numbers)
+    layer = None if numbers is None else Normalize(**numbers)
     if weights is None and weights_key is not None:
         bad("weights_key", weights_key, "used without weights", "leave it out, or give the file")
     if data is not None:
@@ -114,6 +114,8 @@ def open_model(
         kinds = ", ".join(sorted(map(str, halves)))
         warnings.warn(f"{name} has weights of {kinds}: they are widened to float32", AdvtrainWarning, stacklevel=3)
         network = network.float()
+    if pick is None and getattr(network, "main_input_name", None) == "pixel_values":  # as transformers have it
+        pick = "logits"
     if layer is not None or pick is not None:
         network = Adapted(network, layer, pick)
         origin |= {**(numbers or {}), "pick": pick}
@@ -148,18 +150,20 @@ class Adapted(nn.Module):
                 )
             x = self.normalize(x)
         out = self.network(x)
-        if self.pick is None:
-            return out
+        logits: Tensor = out if self.pick is None else self._picked(out, self.pick)
+        return logits
+
+    @staticmethod
+    def _picked(out: Any, pick: str | int) -> Any:
         if isinstance(out, Tensor):  # of which a number would pick an image
             hint = f"it is one of shape {tuple(out.shape)}: leave out pick"
-            bad("pick", self.pick, "in the Tensor that the model returns", hint, kind=ModelError)
-        by_key = isinstance(self.pick, int) or isinstance(out, Mapping)
+            bad("pick", pick, "in the Tensor that the model returns", hint, kind=ModelError)
         try:
-            return out[self.pick] if by_key else getattr(out, self.pick)
+            return out[pick] if isinstance(pick, int) or isinstance(out, Mapping) else getattr(out, pick)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             has = f"with {', '.join(map(str, out))}" if isinstance(out, Mapping) else ""
             has = f"of {len(out)}" if isinstance(out, (tuple, list)) else has
-            bad("pick", self.pick, f"in the {type(out).__name__} {has}".rstrip() + " that the model returns",
+            bad("pick", pick, f"in the {type(out).__name__} {has}".rstrip() + " that the model returns",
                 f"{type(error).__name__}: {error}", kind=ModelError)  # fmt: skip
 
 
@@ -200,7 +204,7 @@ def _check_tensors(network: nn.Module, name: str, kind: str) -> None:
                 f"{name}: {key} is on the meta device, which holds no numbers: make the network on the CPU, outside "
                 "torch.device('meta')"
             )
-        if kind == "lazy" and isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if kind == "lazy" and nn.parameter.is_lazy(tensor):
             raise ModelError(
                 f"{name}: {key} is a lazy parameter without a shape: give weights, or pass images through the network "
                 "once in its factory"

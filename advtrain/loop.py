@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import attacks
+from .dataset import Split
 from .defense import Batch, Step
-from .errors import TrainingError, bad
+from .errors import ModelError, TrainingError, bad
 from .evaluate import count_correct
 from .keeper import Keeper
 from .monitor import Monitor
@@ -24,14 +25,21 @@ from .rng import Rng
 from .runs import Run
 from .schedules import Rate, Schedule
 
+FUSED = (
+    "{} differentiates a backward pass, which PyTorch cannot do for fused attention: build the network with plain "
+    "attention, such as attn_implementation='eager' of transformers, or train inside "
+    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
+)
+
 
 class Loop:
     """The state of one training: model, optimizer, weights to keep; `epoch` runs one pass over the data."""
 
     def __init__(
-        self, run: Run, loader: Any, schedule: Schedule, pause: Callable[[], None], *, bf16: bool, device: torch.device
-    ):
-        self.run, self.loader, self.schedule, self.pause = run, loader, schedule, pause
+        self, run: Run, loader: Any, schedule: Schedule, pause: Callable[[], None], *, shape: tuple[int, int, int],
+        val: Split | None, bf16: bool, device: torch.device,
+    ):  # fmt: skip
+        self.run, self.loader, self.schedule, self.pause, self.val = run, loader, schedule, pause, val
         self.bf16, self.device = bf16, device
         self.model, self.defense, self.options = run.model, run.defense, run.options
         self.monitor = Monitor()
@@ -39,7 +47,7 @@ class Loop:
         self.optimizer = make_optimizer(self.model, self.options, device)
         self.keeper = Keeper(self.model, select=self.options["select"], by=self.defense.select, ema=self.options["ema"])
         self.steps = 0
-        self.defense.setup(self.model, run.data.shape, device)
+        self.defense.setup(self.model, shape, device)
         self.network = compiled(self.model, self.defense, self.options["compile"])  # what the defense is given
         self.own = TrainStep(self.network, self.defense)
         self.together = synchronised(self.own, device)
@@ -52,7 +60,10 @@ class Loop:
         total = per_epoch * self.options["epochs"]
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        seen, first, logs, logged, rate = 0, None, {}, {}, None
+        seen, rate = 0, self.schedule(self.steps, total, per_epoch)
+        first: Tensor | None = None  # the first answer
+        logs: dict[str, Tensor] = {}
+        logged: dict[str, int] = {}
         constant = torch.ones((), dtype=torch.bool, device=self.device)
         for x, y, index in self.loader.epoch(number - 1):
             for _ in range(replays):
@@ -66,7 +77,8 @@ class Loop:
                     correct += (answers == y).sum()
                     loss_sum += step.loss.detach() * len(y)
                     for key, value in step.logs.items():
-                        logs[key] = logs.get(key, 0.0) + torch.as_tensor(value).detach() * len(y)
+                        figure = torch.as_tensor(value).detach() * len(y)
+                        logs[key] = logs[key] + figure if key in logs else figure
                         logged[key] = logged.get(key, 0) + len(y)  # a step may leave a figure out
                 seen += len(y)
                 self.pause()
@@ -76,21 +88,21 @@ class Loop:
             bad("logs", sorted(taken), "names of the defense's own", "the history uses these itself")
         sums = {"loss": (float(loss_sum), seen), "accuracy": (int(correct), seen)}
         means = pooled(sums | {key: (float(value), logged[key]) for key, value in logs.items()})
-        record = {"epoch": number, "loss": means.pop("loss"), "accuracy": means.pop("accuracy")}
+        record: dict[str, Any] = {"epoch": number, "loss": means.pop("loss"), "accuracy": means.pop("accuracy")}
         record |= {key: value if math.isfinite(value) else None for key, value in means.items()}
         self.check_finite(record)
         for network in dict.fromkeys((self.model, self.keeper.current)):  # in one order everywhere
             average_buffers(network)
         record["lr"] = self.options["lr"] * rate.factor
         every = self.options["validate_every"]
-        validated = (
-            bool(every) and self.run.data.val is not None and (number % every == 0 or number == self.options["epochs"])
-        )
-        if validated:
-            record |= self.validate()
+        due = bool(every) and (number % every == 0 or number == self.options["epochs"])
+        validated = due and self.val is not None
+        if due and self.val is not None:
+            record |= self.validate(self.val)
         record["seconds"] = round(time.perf_counter() - started, 3)
         self.run.history.append(record)
-        only = gather(int(first) if constant else None)  # the one class that each process has ever seen answered
+        # The one class that each process has ever seen answered.
+        only = gather(int(first) if first is not None and constant else None)
         warn = self.watch(record, constant=None not in only and len(set(only)) == 1)
         self.keeper.after_epoch(record)
         self.run.best_epoch = self.keeper.epoch
@@ -112,8 +124,12 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with self.autocast():
-                step = self.together(batch, progress)
+                step: Step = self.together(batch, progress)
             step.loss.backward()
+        except RuntimeError as error:
+            if "scaled_dot_product" in str(error) and self.defense.second_order:
+                raise ModelError(FUSED.format(self.defense.name)) from error
+            raise
         finally:
             self.defense.after_backward(self.network)
         if self.options["clip_grad"]:
@@ -135,12 +151,12 @@ class Loop:
             advice = f"lower lr={self.options['lr']:g}, or set clip_grad=1"
             raise TrainingError(f"{found[0]} in epoch {record['epoch']}: {advice}")
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, split: Split) -> dict[str, float]:
         """Clean, FGSM and PGD accuracy on the validation split, in [0, 1]; each process looks at its share of it."""
-        threat, split, model = self.defense.threat, self.run.data.val, self.keeper.current
+        threat, model = self.defense.threat, self.keeper.current
         part = split[rank() :: count()]
         steps = self.options["val_steps"]
-        plan = {
+        plan: dict[str, Callable[[Tensor, Tensor, Rng], Tensor] | None] = {
             "val_clean": None,
             "val_fgsm": lambda x, y, rng: attacks.fgsm(model, x, y, threat, check=False),
             "val_pgd": lambda x, y, rng: attacks.pgd(

@@ -6,7 +6,7 @@ import torch
 from images import some_images
 from torch.utils.data import DataLoader, TensorDataset
 
-from advtrain import data_user
+from advtrain import data_rows
 from advtrain.data import Split, as_dataset, as_split
 from advtrain.errors import DataError
 
@@ -46,10 +46,60 @@ def test_a_torchvision_style_set_of_pil_images_is_read_once():
     assert as_dataset(data) is data
 
 
+def test_torchvisions_sets_of_pil_images_are_read(tmp_path):
+    datasets = pytest.importorskip("torchvision.datasets")
+    fake = datasets.FakeData(size=20, image_size=(3, 8, 9), num_classes=4)
+    data = as_dataset(fake, num_classes=4)
+    assert data.shape == (3, 8, 9) and len(data.train) + len(data.val) + len(data.test) == 20
+
+    for name, value in (("cat", 40), ("dog", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            fake[number][0].point(lambda pixel, value=value: value).save(tmp_path / name / f"{number}.png")
+    folder = datasets.ImageFolder(tmp_path)
+    split = as_split(folder)
+    assert as_dataset(folder, test=2, val=2).classes == ("cat", "dog")
+    assert split.x[:6].unique().tolist() == [40] and split.x[6:].unique().tolist() == [200]
+    assert split.y.tolist() == [0] * 6 + [1] * 6
+
+
+class Rows(list):
+    """Like a data set of Hugging Face: rows are dicts, and `features` knows the names of the classes."""
+
+    class Label:
+        names = ["cat", "dog"]
+
+    features = {"label": Label, "id": None}
+
+
+@pytest.mark.parametrize("image", ["image", "img"])
+def test_rows_with_an_image_and_a_label_are_read(image):
+    from PIL import Image
+
+    x, y = some_images(12, shape=(8, 9, 3))
+    pairs = zip(x, y % 2, strict=True)
+    rows = Rows({image: Image.fromarray(pixels), "label": int(kind), "id": 3} for pixels, kind in pairs)
+    split = as_split(rows)
+    assert split.x.equal(torch.from_numpy(x).permute(0, 3, 1, 2)) and split.y.tolist() == (y % 2).tolist()
+    data = as_dataset(rows)
+    assert data.classes == ("cat", "dog") and data.shape == (3, 8, 9)
+
+
+@pytest.mark.parametrize("keys", [("pixels", "digit"), ("image", "img", "label"), ("img", "fine_label")])
+def test_rows_whose_columns_could_be_anything_are_refused(keys):
+    with pytest.raises(DataError, match=rf"data\[0\] has the columns {', '.join(keys)}, .* rename them"):
+        as_split([dict.fromkeys(keys, 0)])
+
+
+def test_of_several_parts_one_must_be_named():
+    with pytest.raises(DataError, match=r"data='dict' is not a Dataset, .*: one of its parts is: data\['train'\]"):
+        as_dataset({"train": Rows(), "test": Rows()})
+
+
 def test_a_set_that_does_not_fit_is_sent_to_a_loader(monkeypatch):
     x, y = some_images(20)
     listed = [(image, int(label)) for image, label in zip(torch.from_numpy(x), y, strict=True)]
-    monkeypatch.setattr(data_user, "LIMIT", 1000)
+    monkeypatch.setattr(data_rows, "LIMIT", 1000)
     with pytest.raises(DataError, match="pass a DataLoader"):
         as_dataset(listed)
 

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -521,25 +520,6 @@ def test_the_origin_of_a_model_names_its_code_and_its_weights_and_no_folder(fact
     }
     _, origin = open_model("torchvision.models:resnet18", None, {"num_classes": 3}, None, *[None] * 4, "cpu", 0)
     assert origin["version"].startswith("torchvision ") and origin["weights"] is None
-
-
-def judged_on_photographs(model):
-    data = at.as_dataset((torch.rand(24, 3, 32, 32), torch.arange(24) % 10), val=0, test=8, num_classes=10)
-    model = at.load_model(*model, data=data, mean=(0.49, 0.48, 0.45), std=0.25) if isinstance(model, tuple) else model
-    protocol = at.Protocol(steps=1, restarts=1)
-    return at.evaluate(model, data, at.Threat("linf", 8 / 255), protocol=protocol).row("pgd").total
-
-
-def test_a_network_of_torchvision_is_judged(tmp_path):
-    models = pytest.importorskip("torchvision.models")
-    assert judged_on_photographs(models.resnet18(num_classes=10)) == 8
-
-
-def test_a_network_of_timm_is_judged():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own imports
-        timm = pytest.importorskip("timm")
-    assert judged_on_photographs(timm.create_model("resnet10t", num_classes=10)) == 8
 
 
 @pytest.mark.parametrize("pick", [0, "T"])

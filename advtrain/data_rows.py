@@ -1,0 +1,115 @@
+"""The rows of somebody else's data set, or the batches of a loader, as two tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checks import check_labels
+from .errors import DataError, bad
+
+COLUMNS = ("image", "img"), ("label", "labels")
+"""What the columns with images and with labels are called in data sets of Hugging Face."""
+
+LIMIT = 4 * 2**30
+"""Bytes of pixels that are held in memory at most; more has to come through a `DataLoader`."""
+
+
+def rows(data: Any, name: str) -> Any:
+    """The pairs of a map-style data set as batches of one, refused when they cannot fit in memory."""
+    if not hasattr(data, "__len__"):
+        raise DataError(f"{name} has no length: pass a DataLoader over it")
+    for index in range(len(data)):
+        item = _pair(data[index], f"{name}[{index}]")
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise DataError(f"{name}[{index}] is a {type(item).__name__}, not a pair (image, label)")
+        image, label = item
+        if not isinstance(image, Tensor):
+            mode = getattr(image, "mode", "L")
+            if mode not in ("L", "RGB"):  # its numbers may be indices of a palette, transparency, or ink
+                raise DataError(
+                    f"{name}[{index}] holds a PIL image of mode {mode!r}, not 'L' or 'RGB': let the data set return "
+                    "image.convert('RGB'), which drops transparency"
+                )
+            array = np.array(image)  # a PIL image or an array
+            if array.dtype != np.uint8 or array.ndim not in (2, 3):
+                raise DataError(
+                    f"{name}[{index}] holds a {type(image).__name__} of {array.dtype}, shape {array.shape}, not an "
+                    "image: uint8, (H, W) or (H, W, C); image.convert('RGB') makes one"
+                )
+            image = torch.from_numpy(array)
+            image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+        if index == 0 and (size := image.nbytes * len(data)) > LIMIT:
+            raise DataError(
+                f"{name} holds {size / 2**30:.1f} GiB of pixels, more than the {LIMIT / 2**30:g} GiB that are read "
+                "into memory: pass a DataLoader over it, as_dataset(DataLoader(data, 64), num_classes=...)"
+            )
+        yield image[None], _label(label, f"{name}[{index}]")
+
+
+def _pair(item: Any, name: str) -> Any:
+    """A row of a data set of Hugging Face, which is a dict, as a pair; anything else as it came."""
+    if not isinstance(item, Mapping):
+        return item
+    found = [[key for key in keys if key in item] for keys in COLUMNS]
+    if any(len(keys) != 1 for keys in found):
+        raise DataError(
+            f"{name} has the columns {', '.join(map(str, item))}, and not just one image and one label: rename them, "
+            "data.rename_columns({'pixels': 'image', 'digit': 'label'})"
+        )
+    return tuple(item[key] for (key,) in found)
+
+
+def _label(label: Any, name: str) -> Tensor:
+    """One class number as a tensor (1,)."""
+    if isinstance(label, (Tensor, np.ndarray)) and math.prod(label.shape) != 1:
+        hint = "one-hot? label.argmax()"
+        bad(f"{name}: label.shape", tuple(label.shape), "that of one class number", hint, kind=DataError)
+    try:
+        number = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        number = torch.empty(0)
+    if number.numel() != 1 or number.dtype == torch.bool or number.is_floating_point():
+        hint = "number the names: classes.index(label)" if isinstance(label, str) else ""
+        bad(f"{name}: label", label, "a class number, an integer", hint, kind=DataError)
+    return number.reshape(1)
+
+
+def join(batches: Any, name: str) -> tuple[Tensor, Tensor]:
+    """Batches of (x, y) as two tensors."""
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    size = 0
+    for number, batch in enumerate(batches):
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if not pair or not all(isinstance(part, Tensor) for part in batch):
+            raise DataError(f"{name}: batch {number} is not a pair of tensors (x, y)")
+        x, y = batch
+        if y.ndim != 1:
+            check_labels(y, None, name=f"{name}: batch {number}: y")
+        if xs and (x.shape[1:] != xs[0].shape[1:] or x.dtype != xs[0].dtype):
+            raise DataError(
+                f"{name}: images differ: {tuple(x.shape[1:])} {x.dtype} at number {number}, {tuple(xs[0].shape[1:])} "
+                f"{xs[0].dtype} at number 0; resize them all to one shape"
+            )
+        size += x.nbytes
+        if size > LIMIT:
+            raise DataError(f"{name} holds more than {LIMIT / 2**30:g} GiB of pixels: use fewer images")
+        xs.append(x)
+        ys.append(y)
+    if not xs:
+        raise DataError(f"{name} is empty")
+    return torch.cat(xs), torch.cat(ys)
+
+
+def class_names(data: Any) -> Any:
+    """The names of the classes, where a data set of torchvision or Hugging Face knows them."""
+    names = getattr(data, "classes", None)
+    if names is None and isinstance(getattr(data, "features", None), Mapping):
+        names = next((getattr(data.features[key], "names", None) for key in COLUMNS[1] if key in data.features), None)
+    return names if isinstance(names, (list, tuple)) else None
