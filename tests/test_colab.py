@@ -7,6 +7,7 @@ Then every cell runs, with no way to the network.
 """
 
 import ast
+import functools
 import importlib.metadata
 import json
 import os
@@ -72,6 +73,15 @@ print(json.dumps([names, importlib.util.find_spec("advtrain") is None, "google.c
 """
 
 
+@functools.cache
+def installed():
+    """{name: distribution} of what is installed here, each as it would be imported."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        found.setdefault(canonicalize_name(distribution.name), distribution)
+    return found
+
+
 def closure(*names):
     """{name: distribution} of the installed distributions of those names and of all that they require here."""
     found, seen, asked = {}, set(), [Requirement(name) for name in names]
@@ -80,21 +90,21 @@ def closure(*names):
         name = canonicalize_name(requirement.name)
         for extra in {"", *requirement.extras} - {extra for known, extra in seen if known == name}:
             seen.add((name, extra))
-            found[name] = importlib.metadata.distribution(name)
+            found[name] = installed()[name]
             needs = map(Requirement, found[name].requires or ())
             asked += [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
     return found
 
 
+@functools.cache
 def inside(distribution):
     """The files of a distribution that lie in site-packages, relative to it."""
-    return [file for file in distribution.files if ".." not in file.parts]
+    return [file for file in distribution.files or () if ".." not in file.parts]
 
 
 def link(distributions, folder):
     """Put the files of these distributions, and of no others, into a folder that stands for site-packages."""
-    installed = importlib.metadata.distributions()
-    others = [every for every in installed if canonicalize_name(every.name) not in distributions]
+    others = [distribution for name, distribution in installed().items() if name not in distributions]
     shared = {parent for other in others for file in inside(other) for parent in file.parents}
     for distribution in distributions.values():
         for file in inside(distribution):
@@ -232,6 +242,14 @@ def test_a_fresh_runtime_has_what_colab_has_and_reaches_nothing(bare):
 )
 def test_a_chapter_alone_in_an_empty_folder_runs_in_colab(path, bare, wheel):
     run_in_colab(bare(), path, wheel)
+
+
+def test_another_output_than_the_stored_one_is_found():
+    done, stored = (nbformat.read(CHAPTERS[0], as_version=4) for _ in range(2))
+    assert list(wrong(done, stored)) == []
+    cells = (cell for cell in done.cells if cell.cell_type == "code" and cell.outputs and not cell.metadata.get("tags"))
+    next(output for cell in cells for output in cell.outputs if "text" in output).text += "more"
+    assert ["not the stored one" in problem for problem in wrong(done, stored)] == [True]
 
 
 def test_outside_of_colab_the_first_cell_installs_nothing(bare):
