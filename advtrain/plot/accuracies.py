@@ -44,7 +44,7 @@ def history(run: Run) -> Figure:
         run: a `Run` of `fit`, `load_run` or `Results.run`.
 
     Returns:
-        A figure of two panels: the loss that the defense minimised, mean over images, and the accuracies.
+        A figure of two panels, one of the loss that the defense minimised, mean over images, one of the accuracies.
 
     Raises:
         ArgumentError: something else, or a run without a whole epoch.
