@@ -20,7 +20,8 @@ BLUE, ORANGE, GREEN, PINK, GREY, DARK = "#0072B2", "#D55E00", "#009E73", "#CC79A
 CLEAN, ONE, MANY, BLIND, ALL = "no attack", "one step", "many steps", "without the model's gradient", "all together"
 KINDS = {
     "clean": CLEAN, "noise": BLIND, "square": BLIND, "transfer": BLIND, "transfer-fgsm": BLIND, "fgsm": ONE,
-    "fgsm-margin": ONE, "fgsm-half": ONE, "r-fgsm": ONE, "autoattack": ALL, "autoattack-fast": ALL, "autoattack-rand": ALL,
+    "fgsm-margin": ONE, "fgsm-half": ONE, "r-fgsm": ONE, "autoattack": ALL, "autoattack-fast": ALL,
+    "autoattack-rand": ALL,
 }  # fmt: skip
 LOOKS = {CLEAN: (GREY, ""), ONE: (ORANGE, "///"), MANY: (BLUE, ""), BLIND: (GREEN, "..."), ALL: (PINK, "xxx")}
 STYLES = [(GREEN, "-.", "^"), (PINK, ":", "D"), (GREY, "-", "v"), (DARK, "--", "P")]
