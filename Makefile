@@ -7,7 +7,7 @@ BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 tests book
 
-.PHONY: help setup book notebooks browser test test-all lock clean
+.PHONY: help setup book pdf links notebooks browser check test test-all lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,11 +20,24 @@ book: setup ## Render the book
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "Book ready: _build/html/index.html"
 
+pdf: book browser ## Print the book as one PDF, which the pages then link
+	$(BIN)/python tools/pdf.py
+
+links: book ## Check all links, also those to other sites, which are asked once a month at most
+	$(BIN)/python tools/links.py --external
+
 notebooks: setup ## Run every notebook and store its outputs
 	$(BIN)/python tools/run_notebook.py
 
 browser: setup ## Install a Chromium for the tests of the pages, if there is none
 	$(BIN)/python tools/browser.py
+
+check: setup ## Style and types of the code, the form of the notebooks: a minute, where the tests take many
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python tools/lint_notebooks.py
+	$(BIN)/python tools/sync.py --check
 
 test: setup ## Test the package, every notebook against its stored outputs, and every page in a browser
 	$(PYTEST)
@@ -37,5 +50,5 @@ lock: ## For maintainers: resolve requirements.lock anew (needs uv)
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 clean: ## Remove what was built or cached (keeps .venv and runs/)
-	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 """Data sets: exact, disjoint splits in one order, whatever the order of the source."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -118,3 +119,10 @@ def test_images_are_pixels_over_255():
     assert torch.equal(split.images([1, 2], torch.float64), split.x[[1, 2]].double() / 255)
     assert split.images(dtype=torch.bfloat16).dtype == torch.bfloat16
     assert Split(torch.rand(2, 1, 2, 2), split.y[:2]).images().max() <= 1
+
+
+def test_a_data_set_made_by_hand_says_what_it_lacks():
+    digits = load_data("digits")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(digits.train.images(), digits.train.y), 8)
+    with pytest.raises(DataError, match="first=None is not the first batch of the DataLoader: as_dataset"):
+        dataclasses.replace(digits, train=loader).probe()

@@ -44,3 +44,11 @@ def test_recorded_draws_are_served_by_name():
     assert draws.child("init").uniform(torch.zeros(2), -1, 1).tolist() == [1.0, 1.0]
     with pytest.raises(KeyError, match="recorded: init"):
         draws.child("noise")
+
+
+def test_only_what_was_recorded_is_served():
+    draws = Recorded(torch.ones(2))
+    assert isinstance(draws, at.Rng) and as_rng(draws) is draws
+    for draw in (lambda: draws.integers(0, 2, (2,)), lambda: draws.permutation(3)):
+        with pytest.raises(TypeError, match="only uniform and normal draws are recorded"):
+            draw()

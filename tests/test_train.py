@@ -372,7 +372,7 @@ def test_only_adversarial_training_is_told_that_it_overfits_to_its_attack(select
     """Standard training loses what little resistance it had by chance as it learns; there is nothing to warn of."""
     figures = iter([(0.6, 0.4), (0.6, 0.05)])
     names = ("val_fgsm", "val_pgd")
-    monkeypatch.setattr(Loop, "validate", lambda self: dict(zip(names, next(figures), strict=True)))
+    monkeypatch.setattr(Loop, "validate", lambda self, split: dict(zip(names, next(figures), strict=True)))
     monkeypatch.setattr(at.defenses.Standard, "select", select)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
