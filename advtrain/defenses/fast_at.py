@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from ..attacks.gradient import input_gradient
 from ..attacks.losses import cross_entropy
 from ..defense import Batch, Defense, Step, number
@@ -11,18 +13,21 @@ from ..modes import attacking
 
 @dataclass
 class FastAT(Defense):
-    """FAST-AT, or FGSM-RS: learn from one gradient step that begins at a random point of the ball.
+    r"""FAST-AT, or FGSM-RS: learn from one gradient step that begins at a random point of the ball.
 
-    Wong, Rice and Kolter (2020), arXiv 2001.03994, algorithm 3::
+    Wong, Rice and Kolter (2020), arXiv 2001.03994, algorithm 3:
 
-        η ~ U(-ε, ε)
-        x₀ = clip(x + η)
-        δ = Π_ε(x₀ + α sign ∇CE(f_θ(x₀), y) - x)
-        min_θ CE(f_θ(x + δ), y)
+    .. math::
 
-    with α = 1.25 ε. Follows the code of the FAST-BAT repository (OPTML-Group/Fast-BAT, mode "fast_at"), in which the
-    start is clipped to the pixel box and batch normalisation stays in training mode during the attack. Random start and
-    step size delay catastrophic overfitting; at large ε or with long training it still happens.
+        η &\sim U(-ε, ε), \qquad x_0 = \clip(x + η) \\
+        δ &= Π_ε(x_0 + α \sign ∇_x \CE(f_θ(x_0), y) - x) \\
+        &\min_θ \; \mathbb{E} \, \CE(f_θ(x + δ), y)
+
+    with α = 1.25 ε, equation (2.6). Random start and step size delay catastrophic overfitting; at large ε or with long
+    training it still happens.
+
+    Follows the code of the FAST-BAT repository (OPTML-Group/Fast-BAT, mode "fast_at"), in which the start is clipped to
+    the pixel box and batch normalisation stays in training mode during the attack.
 
     Cost: 2 forward and 2 backward passes per batch.
 
@@ -38,7 +43,7 @@ class FastAT(Defense):
         super().__post_init__()
         self.require("rel_step", number(self.rel_step, 0), "above 0", "it is α/ε; the paper uses 1.25")
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         x, y, threat = batch.x, batch.y, self.threat
         project = threat.projector(x)
         with attacking(model, self.bn):

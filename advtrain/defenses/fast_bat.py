@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks.gradient import input_gradient
 from ..attacks.losses import cross_entropy
@@ -15,16 +15,21 @@ from ..modes import attacking, noting_statistics
 
 @dataclass
 class FastBAT(Defense):
-    """FAST-BAT: learn from smooth ascent steps, and account for how the perturbation follows the weights.
+    r"""FAST-BAT: learn from smooth ascent steps, and account for how the perturbation follows the weights.
 
-    Zhang et al. (2022), arXiv 2112.12376. Adversarial training as two coupled problems::
+    Zhang et al. (2022), arXiv 2112.12376. Adversarial training as two coupled problems, equations (6.1) and (6.7):
 
-        min_θ CE(f_θ(x + δ*(θ)), y)   with   δ*(θ) = argmin_{δ ∈ C} ⟨∇_δ ℓ_atk(θ, δ₀), δ - δ₀⟩ + λ/2 ‖δ - δ₀‖²
+    .. math::
+
+        &\min_θ \; \CE(f_θ(x + δ^*(θ)), y) \\
+        δ^*(θ) &= \argmin_{δ ∈ C} \; ⟨∇_δ ℓ_{atk}(θ, δ_0), δ - δ_0⟩ + λ/2 \, ‖δ - δ_0‖^2
 
     The lower level, ℓ_atk = -CE linearised at δ₀ with a quadratic term, is solved by a projected step of length 1/λ
     **without** a sign. Where δ* is inside its bounds (mask H) it moves with θ, which adds to the gradient the implicit
-    term ``-(1/λ) ∇_θ ⟨∇_δ ℓ_atk(θ, δ₀), H ∘ ∇_{δ*} CE⟩`` (KKT conditions; the lower level's Hessian taken as λI). With
-    a sign in place of the step the implicit term vanishes: that is FAST-AT.
+    term (KKT conditions; the lower level's Hessian taken as λI; equation (6.14)). It vanishes with a sign in place of
+    the step: that is FAST-AT.
+
+    .. math:: -\tfrac{1}{λ} ∇_θ ⟨∇_δ ℓ_{atk}(θ, δ_0), H ∘ ∇_{δ^*} \CE⟩
 
     Follows the authors' code (OPTML-Group/Fast-BAT): a random start, **two** steps of α on the batch-summed loss, the
     second at δ₀ = δ, and λ = 10 in the implicit term **whatever α is**, although the steps amount to λ = 1/α = 0.051:
@@ -58,8 +63,8 @@ class FastBAT(Defense):
         self.require("implicit", isinstance(self.implicit, bool), "True or False")
         self.require_count("steps")
 
-    @property
-    def second_order(self) -> bool:
+    @property  # of the class in others, of an option here
+    def second_order(self) -> bool:  # type: ignore[override]
         """Whether the loss needs gradients of gradients: with the implicit term."""
         return self.implicit
 
@@ -68,7 +73,7 @@ class FastBAT(Defense):
         """The step size α in use."""
         return self.step_size or (5000 / 255 if self.threat.eps <= 8 / 255 + 1e-9 else 2000 / 255)
 
-    def ascend(self, model, batch: Batch, differentiable: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def ascend(self, model: nn.Module, batch: Batch, differentiable: bool) -> tuple[list[Tensor], list[Tensor]]:
         """The images from the random start on, and ∇_δ ℓ_atk at all but the last; the last of these with its graph."""
         project = self.threat.projector(batch.x)
         images, slopes = [self.threat.random_start(batch.x, batch.rng("init"), project)], []
@@ -82,7 +87,7 @@ class FastBAT(Defense):
             slopes.append(-grad)
         return images, slopes
 
-    def solve(self, model, batch: Batch) -> Solution:
+    def solve(self, model: nn.Module, batch: Batch) -> Solution:
         """Solve the lower level for a batch, and take the gradient of the upper level apart. Leaves `.grad` alone."""
         x, lam, size = batch.x, self.lam or 1 / self.alpha, len(batch.x)
         images, slopes = self.ascend(model, batch, differentiable=True)
@@ -96,7 +101,7 @@ class FastBAT(Defense):
         slopes = [slope.detach() for slope in slopes]
         return Solution(points, slopes, mask, outer, lam, loss.detach(), logits.detach(), parameters, direct, implicit)
 
-    def upper(self, model, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def upper(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The upper level's loss and its logits."""
         with noting_statistics(model) as training_pass:
             logits = model(x_adv)
@@ -104,7 +109,7 @@ class FastBAT(Defense):
             training_pass.again()
         return self.criterion(logits, y), logits
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         if not self.implicit:
             x_adv = self.ascend(model, batch, differentiable=False)[0][-1]
             return Step(*self.upper(model, x_adv, batch.y), x_adv - batch.x)

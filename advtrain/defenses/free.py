@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from ..defense import Batch, Defense, Step, number
 from ..errors import bad
@@ -11,13 +12,16 @@ from ..errors import bad
 
 @dataclass
 class Free(Defense):
-    """Free-AT: one backward pass serves both the weights and the perturbation, and each batch is used several times.
+    r"""Free-AT: one backward pass serves both the weights and the perturbation, and each batch is used several times.
 
     Shafahi et al. (2019), arXiv 1904.12843, algorithm 1. A perturbation δ is kept from step to step, also into the next
-    batch, whose images take it over by their position. In each of the `replays` steps on a batch::
+    batch, whose images take it over by their position. In each of the `replays` steps on a batch:
 
-        x_adv = Π(x + δ)
-        θ ← θ - lr ∇_θ CE(f_θ(x_adv), y),    δ ← Π(x_adv + ε sign ∇_x CE(f_θ(x_adv), y)) - x
+    .. math::
+
+        x_{adv} &= Π(x + δ) \\
+        θ &← θ - lr \, ∇_θ \CE(f_θ(x_{adv}), y) \\
+        δ &← Π(x_{adv} + ε \sign ∇_x \CE(f_θ(x_{adv}), y)) - x
 
     with both gradients from the same backward pass, before θ moves. Every step is an update of the weights: train for
     1 / `replays` of the usual epochs, which here count passes over the data.
@@ -34,7 +38,7 @@ class Free(Defense):
         rel_step: step size of δ in units of ε; 1 in the paper.
     """
 
-    replays: int = 8
+    replays: int = 8  # type: ignore[misc]  # of the class in others, an option here
     rel_step: float = 1.0
 
     name: ClassVar[str] = "free"
@@ -46,10 +50,10 @@ class Free(Defense):
         self._delta: torch.Tensor | None = None
         self._pass: tuple[torch.Tensor, torch.Tensor] | None = None  # x and x_adv of the step under way
 
-    def setup(self, model, shape, device) -> None:
+    def setup(self, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
         self._delta = self._pass = None
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         x, known = batch.x, self._delta
         delta = torch.zeros_like(x)
         if known is not None:
@@ -63,12 +67,14 @@ class Free(Defense):
         logits = model(x_adv)
         return Step(self.criterion(logits, batch.y), logits, x_adv.detach() - x)
 
-    def after_backward(self, model) -> None:
+    def after_backward(self, model: nn.Module) -> None:
         """Ascend by the gradient that the backward pass left at the images."""
-        (x, x_adv), self._pass = self._pass or (None, None), None
-        if x_adv is None or x_adv.grad is None:
+        latest, self._pass = self._pass, None
+        if latest is None:
             return
-        threat = self.threat
+        (x, x_adv), threat = latest, self.threat
+        if x_adv.grad is None:
+            return
         delta = threat.project(threat.ascend(x_adv.detach(), x_adv.grad, self.rel_step * threat.eps), x) - x
         if self._delta is not None and len(self._delta) > len(x):  # a small last batch leaves the other rows alone
             delta = torch.cat([delta, self._delta[len(x) :]])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks.gradient import input_gradient
 from ..attacks.losses import cross_entropy
@@ -15,18 +15,21 @@ from ..modes import attacking, noting_statistics
 
 @dataclass
 class GradAlign(Defense):
-    """GradAlign: FGSM images, and input gradients at the image and at a random point beside it kept parallel.
+    r"""GradAlign: FGSM images, and input gradients at the image and at a random point beside it kept parallel.
 
     Andriushchenko and Flammarion (2020), arXiv 2007.02617, eq. 5. Where the loss is linear within the ball, FGSM is
-    exact; the cosine between two input gradients measures how far it is from that::
+    exact; the cosine between two input gradients measures how far it is from that (equation (4.13)):
 
-        g = ∇_x CE(f_θ(x), y),  g' = ∇_x CE(f_θ(x + η), y),  η ~ U(-ε, ε)
-        δ = clip(α sign g, -ε, ε)
-        L = CE(f_θ(x + δ), y) + λ (1 - mean cos(g, g'))
+    .. math::
 
-    Follows the authors' code: g is a constant and only g' is differentiated (the paper differentiates both); x + η may
-    leave the pixel box; images of which either gradient is zero are left out of the mean; α = 1.25 ε, clipped to ε, so
-    that the step matters only after a random start. `at.measure.gradient_alignment` measures the cosine on any model.
+        g &= ∇_x \CE(f_θ(x), y), \quad g' = ∇_x \CE(f_θ(x + η), y), \quad η \sim U(-ε, ε) \\
+        δ &= \clip(α \sign g, -ε, ε) \\
+        L &= \CE(f_θ(x + δ), y) + λ (1 - \mean \cos(g, g'))
+
+    Follows the authors' code (tml-epfl/understanding-fast-adv-training): g is a constant and only g' is differentiated
+    (the paper differentiates both); x + η may leave the pixel box; images of which either gradient is zero are left out
+    of the mean; α = 1.25 ε, clipped to ε, so that the step matters only after a random start.
+    `at.measure.gradient_alignment` measures the cosine on any model.
 
     Cost: 3 forward and 3 backward passes per batch, and differentiating one.
 
@@ -35,11 +38,10 @@ class GradAlign(Defense):
         rel_step: step size α in units of ε.
         random_start: begin FGSM at a uniform draw from the ball, where g is then taken too; where the start is outside
             the pixel box it is clipped for the gradient, which is zero there. The authors' commands begin at zero.
-        code: whose code in what they do differently. `"gradalign"`: the authors' (tml-epfl/understanding-fast-adv-
-            training), where g is **halved** at pixels of the images that are exactly 0 or 1, because a minimum or
-            maximum of equal numbers shares its gradient between them. `"fast-bat"`: that of OPTML-Group/Fast-BAT,
-            which has the true g, and passes the clean images twice, so that the running statistics of batch
-            normalisation move once more.
+        code: whose code in what they do differently. `"gradalign"`: the authors', where g is **halved** at
+            pixels of the images that are exactly 0 or 1, because a minimum or maximum of equal numbers shares its
+            gradient between them. `"fast-bat"`: that of OPTML-Group/Fast-BAT, which has the true g, and passes the
+            clean images twice, so that the running statistics of batch normalisation move once more.
     """
 
     lam: float = 0.2
@@ -58,7 +60,7 @@ class GradAlign(Defense):
         self.require("random_start", isinstance(self.random_start, bool), "True or False")
         one_of("code", self.code, ("gradalign", "fast-bat"))
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         x, y, threat = batch.x, batch.y, self.threat
 
         def loss(logits: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class GradAlign(Defense):
 
 def mean_cosine(a: Tensor, b: Tensor) -> Tensor:
     """Mean cosine between the rows of a and b, (B, …), over the rows in which neither is zero; 1 if there are none."""
-    scaled, counted = [], True
+    scaled, counted = [], torch.ones(len(a), dtype=torch.bool, device=a.device)
     for rows in (a.flatten(1), b.flatten(1)):
         size = rows.detach().abs().amax(1, keepdim=True)  # squares of small gradients would underflow
         scaled.append(rows / torch.where(size > 0, size, torch.ones_like(size)))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from torch import nn
+
 from ..attacks.gradient import input_gradient
 from ..attacks.losses import cross_entropy
 from ..defense import Batch, Defense, Step, number
@@ -11,17 +13,19 @@ from ..modes import attacking
 
 @dataclass
 class NFGSM(Defense):
-    """N-FGSM: one full step from an image with strong noise, and no projection afterwards.
+    r"""N-FGSM: one full step from an image with strong noise, and no projection afterwards.
 
-    de Jorge et al. (2022), arXiv 2202.01181, algorithm 1::
+    de Jorge et al. (2022), arXiv 2202.01181, algorithm 1:
 
-        η ~ U(-kε, kε)
-        δ = η + α sign ∇CE(f_θ(x + η), y)
-        min_θ CE(f_θ(x + δ), y)
+    .. math::
 
-    with k = 2 and α = ε. The images trained on lie up to kε + α = 3ε from the originals: outside the threat on purpose,
-    since projecting back onto the ball is what made noise useless in earlier methods. Not to be confused with FAST-AT,
-    whose noise is at most ε and whose result is projected.
+        η &\sim U(-kε, kε) \\
+        δ &= η + α \sign ∇_x \CE(f_θ(x + η), y) \\
+        &\min_θ \; \mathbb{E} \, \CE(f_θ(x + δ), y)
+
+    with k = 2 and α = ε, equation (4.14). The images trained on lie up to kε + α = 3ε from the originals: outside the
+    threat on purpose, since projecting back onto the ball is what made noise useless in earlier methods. Not to be
+    confused with FAST-AT, whose noise is at most ε and whose result is projected.
 
     Follows the authors' code (pdejorge/N-FGSM): noise and result are clipped to the pixel box, batch normalisation
     stays in training mode. Their code works on normalised images, with every length divided by the channel's standard
@@ -54,7 +58,7 @@ class NFGSM(Defense):
     def reach(self) -> float:
         return self.threat.eps * min(self.rel_noise + self.rel_step, self.rel_clip or float("inf"))
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         x, y, threat = batch.x, batch.y, self.threat
         width = self.rel_noise * threat.eps
         start = threat.into_box(x + batch.rng("noise").uniform(x, -width, width))

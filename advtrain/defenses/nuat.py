@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks.gradient import input_gradient
 from ..attacks.losses import cross_entropy
@@ -15,19 +15,22 @@ from ..modes import attacking, noting_statistics
 
 def nuclear_norm(matrix: Tensor) -> Tensor:
     """Sum of the singular values of a (B, K) matrix, computed in float32 at least."""
-    return torch.linalg.svdvals(matrix.double() if matrix.dtype == torch.float64 else matrix.float()).sum()
+    values: Tensor = torch.linalg.svdvals(matrix.double() if matrix.dtype == torch.float64 else matrix.float())
+    return values.sum()
 
 
 @dataclass
 class NuAT(Defense):
-    """NuAT: clean cross-entropy, and the change of a whole batch's logits kept small in the nuclear norm.
+    r"""NuAT: clean cross-entropy, and the change of a whole batch's logits kept small in the nuclear norm.
 
     Sriramanan et al. (2021), "Towards Efficient and Effective Adversarial Training", NeurIPS 2021. One step from a
-    corner of a small cube, towards what hurts cross-entropy and, in every second batch, also changes the logits most::
+    corner of a small cube, towards what hurts cross-entropy and, in every second batch, also changes the logits most:
 
-        x' = clip(x + η),  η = ± ε/2 at random
-        x_adv = Π_ε(x' + ε sign ∇[CE(f_θ(x'), y) + a λ ‖f_θ(x) - f_θ(x')‖_* / B]),  a = 0, 1, 0, 1, …
-        L = CE(f_θ(x), y) + λ ‖f_θ(x) - f_θ(x_adv)‖_* / B
+    .. math::
+
+        x' &= \clip(x + η), \quad η = ± ε/2 \text{ at random} \\
+        x_{adv} &= Π_ε(x' + ε \sign ∇[\CE(f_θ(x'), y) + a λ ‖f_θ(x) - f_θ(x')‖_* / B]), \quad a = 0, 1, 0, 1, … \\
+        L &= \CE(f_θ(x), y) + λ ‖f_θ(x) - f_θ(x_{adv})‖_* / B
 
     The nuclear norm ‖·‖_* of the (B, K) matrix of changes, the sum of its singular values, exceeds its Frobenius norm
     the more, the more directions the changes have: the attack is pushed to be diverse and the network to be smooth in
@@ -64,10 +67,10 @@ class NuAT(Defense):
         self.require("ramp", isinstance(self.ramp, bool), "True or False")
         self._batches = 0
 
-    def setup(self, model, shape, device) -> None:
+    def setup(self, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
         self._batches = 0
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         x, y, threat = batch.x, batch.y, self.threat
         lam = self.lam * (progress if self.ramp else 1.0)
         with_norm = lam if self._batches % 2 else 0.0

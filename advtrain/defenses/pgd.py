@@ -3,17 +3,24 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from .. import attacks
 from ..defense import Batch, Defense, Step, number
 
 
 @dataclass
 class PGD(Defense):
-    """PGD adversarial training: learn from the strongest images that several ascent steps find.
+    r"""PGD adversarial training: learn from the strongest images that several ascent steps find.
 
-    min_θ E max_{δ∈S} CE(f_θ(x + δ), y): Madry et al. (2018), arXiv 1706.06083, eq. 2.1. The inner maximum is
-    approximated by `steps` projected ascent steps from a random start. The reference that single-step methods are
-    measured against. Follows the code of the FAST-BAT repository (mode "pgd"), with batch normalisation in training
+    Madry et al. (2018), arXiv 1706.06083, eq. 2.1:
+
+    .. math:: \min_θ \; \mathbb{E} \, \max_{δ ∈ S} \; \CE(f_θ(x + δ), y)
+
+    The inner maximum is approximated by `steps` projected ascent steps from a random start. The reference that
+    single-step methods are measured against.
+
+    Follows the code of the FAST-BAT repository (OPTML-Group/Fast-BAT, mode "pgd"), with batch normalisation in training
     mode during the attack.
 
     Cost: `steps` + 1 forward and backward passes per batch.
@@ -33,7 +40,7 @@ class PGD(Defense):
         self.require_count("steps")
         self.require("rel_step", number(self.rel_step, 0), "above 0", "it is the step size divided by ε; 0.25 is usual")
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         x, y, threat = batch.x, batch.y, self.threat
         x_adv = attacks.pgd(
             model, x, y, threat, steps=self.steps, step_size=self.rel_step * threat.eps,

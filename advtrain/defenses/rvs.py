@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..checks import check_no_dropout
 from ..defense import Batch, Step, number
@@ -15,21 +15,21 @@ from ..synthesis import Generator, pairwise_cosine, perturb, smooth_labels
 
 
 @dataclass
-class RvS(TwoPlayers):
-    """Robustness-via-Synthesis: learn from perturbations that a second network synthesizes from noise.
+class RvS(TwoPlayers[Generator]):
+    r"""Robustness-via-Synthesis: learn from perturbations that a second network synthesizes from noise.
 
     Baytaş and Deb (2023), arXiv 2108.09713. With noise z ~ N(0, I), uniform u in ±ε and features φ (what the last layer
-    is given), each step makes two moves, with fresh noise each, and OT = `sinkhorn` of φ_θ(x), φ_θ(x_adv)::
+    is given), each step makes two moves, with fresh noise each, and OT = `sinkhorn` of φ_θ(x), φ_θ(x_adv):
 
-        x_adv = clip(clip(x + u) + clip(G_w(z), ±clip), x ± ε)
-        max_w OT,    then    min_θ CE(f_θ(x_adv), y') + OT,    y' = 1 - δ for the true class, δ/(K - 1) for each other
+    .. math:: x_{adv} = \clip(\clip(x + u) + \clip(G_w(z), ± c), x ± ε)
+    .. math:: \max_w \OT, \quad \text{then} \quad \min_θ \; \CE(f_θ(x_{adv}), y') + \OT
 
-    There is no cross-entropy on clean images, no gradient at the images, and the generator does not see the image.
+    with c = `clip`, and y' = 1 - δ for the true class, δ/(K - 1) for each other: equations (5.8) to (5.11). There is no
+    cross-entropy on clean images, no gradient at the images, and the generator does not see the image.
 
     Follows the authors' code (ALLab-Boun/robustness-via-synthesis): clean and synthesized images pass separately, each
-    with its own batch statistics, and OT is differentiated through both features and all iterations. Their clip is
-    8/255 whatever ε is. The unit of the generator's output is clip/8, as theirs is at 8/255. Dropout is refused. Judge
-    the result by AutoAttack: relatives of this method look far better under weaker attacks.
+    with its own batch statistics; OT is differentiated through both features and all iterations. Their clip is 8/255,
+    ours ε, and the generator's unit is clip/8. Judge it by AutoAttack: relatives look far better under weaker attacks.
 
     Cost: 4 forward and 3 backward passes per batch, and the transport twice, with B² times the features in memory.
 
@@ -79,7 +79,7 @@ class RvS(TwoPlayers):
             for name in names:
                 self.require(name, holds(getattr(self, name)), accepted)
 
-    def setup(self, model, shape, device) -> None:
+    def setup(self, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
         check_no_dropout(model, self.name)
         classifying_layer(model, self.features)  # refuses a model that has none
         scale, seed = (self.clip or self.threat.eps) / 8, int(torch.randint(2**62, (), device="cpu"))
@@ -89,25 +89,25 @@ class RvS(TwoPlayers):
     @property
     def generator(self) -> Generator | None:
         """The generator of perturbations; None before `setup`."""
-        return self.player and self.player.network
+        return None if self.player is None else self.player.network
 
-    def criterion(self, logits, y):
+    def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy with the smoothed labels y'."""
         target = smooth_labels(y, logits.shape[1], self.smoothing, torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits.to(target.dtype), target)
+        return nn.functional.cross_entropy(logits.to(target.dtype), target)
 
-    def transport(self, model, x, x_adv):
+    def transport(self, model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """OT between the features of two batches, and the logits of the second."""
         options = {"eps": self.sinkhorn_eps, "iterations": self.sinkhorn_iterations, "debiased": self.debiased}
         return feature_transport(model, x, x_adv, features=self.features, **options)
 
-    def adversary_step(self, model, batch: Batch, progress: float) -> None:
+    def adversary_step(self, model: nn.Module, batch: Batch, progress: float) -> None:
         player = self.ready()
         with attacking(model, self.bn):
             x_adv = perturb(player.network, batch.x, self.threat, batch.rng("generator"), self.clip).x_adv
             player.ascend(self.transport(model, batch.x, x_adv)[0], len(batch.x))
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         x, generator = batch.x, self.ready().network
         with attacking(generator, "batch"), torch.no_grad():  # only its own move counts for the generator's statistics
             x_adv = perturb(generator, x, self.threat, batch.rng("classifier"), self.clip).x_adv

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from .. import attacks
 from ..checks import check_no_dropout
@@ -12,16 +13,16 @@ from ..defense import Batch, Defense, Step, number
 
 @dataclass
 class SATR1(Defense):
-    """SAT-R1: FGSM images, and for one image of the batch the logits that FGSM and I-FGSM lead to drawn together.
+    r"""SAT-R1: FGSM images, and for one image of the batch the logits that FGSM and I-FGSM lead to drawn together.
 
     Vivek and Babu (2020), arXiv 2002.00614. A network that masks its gradient answers differently to the single-step
-    image than to the iterated one; the regularizer takes that difference away::
+    image than to the iterated one; the regularizer takes that difference away:
 
-        L = mean_B CE(f_θ(x_fgsm), y) + λ ‖f_θ(x_fgsm) - f_θ(x_ifgsm)‖²
+    .. math:: L = \mean_B \CE(f_θ(x_{fgsm}), y) + λ ‖f_θ(x_{fgsm}) - f_θ(x_{ifgsm})‖^2
 
-    where the squared length is summed over the K logits and the I-FGSM image, made in `steps` steps of ε / `steps`, is
-    that of the **last image of the batch** only: an iterated attack on one image costs next to nothing. No gradient is
-    stopped on either side, and no clean image is trained on.
+    as in equation (4.7), where the squared length is summed over the K logits and the I-FGSM image, made in `steps`
+    steps of ε / `steps`, is that of the **last image of the batch** only: an iterated attack on one image costs next to
+    nothing. No gradient is stopped on either side, and no clean image is trained on.
 
     Follows the authors' code (val-iisc/SAT-Rx): attacks see the model in evaluation mode, and the loss is one pass in
     training mode over FGSM images and I-FGSM image together, so that in batch normalisation the last image counts
@@ -51,7 +52,7 @@ class SATR1(Defense):
         for name in ("steps", "samples"):
             self.require_count(name)
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         check_no_dropout(model, self.name)
         x, y, threat = batch.x, batch.y, self.threat
         n = min(self.samples, len(x))

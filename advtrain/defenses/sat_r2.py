@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from ..attacks.gradient import input_gradient
 from ..attacks.losses import cross_entropy
@@ -14,19 +15,20 @@ from ..modes import attacking
 
 @dataclass
 class SATR2(Defense):
-    """SAT-R2: FGSM images, and the logits that FGSM from the image and FGSM from beside it lead to drawn together.
+    r"""SAT-R2: FGSM images, and the logits that FGSM from the image and FGSM from beside it lead to drawn together.
 
     Vivek and Babu (2020), arXiv 2002.00614. On a network that masks its gradient, a small random step before FGSM
-    changes what FGSM finds; the regularizer takes that difference away::
+    changes what FGSM finds; the regularizer takes that difference away:
 
-        x_fgsm = clip(x + ε sign ∇CE(f_θ(x), y))
-        x' = x + α sign η,  η ~ N(0, 1)
-        x_noisy = clip(x' + ε sign ∇CE(f_θ(x'), y))
-        L = mean_B CE(f_θ(x_fgsm), y) + λ mean_B ‖f_θ(x_fgsm) - f_θ(x_noisy)‖²
+    .. math::
 
-    with the squared length summed over the K logits, and no gradient stopped on either side. x_noisy lies up to ε + α
-    from the image: outside the threat, as in the authors' code, which also leaves the start x' unclipped. (The attack
-    R-FGSM keeps inside by a shorter second step.)
+        x_{fgsm} &= \clip(x + ε \sign ∇_x \CE(f_θ(x), y)) \\
+        x_{noisy} &= \clip(x' + ε \sign ∇_x \CE(f_θ(x'), y)), \quad x' = x + α \sign η, \quad η \sim N(0, 1) \\
+        L &= \mean_B \CE(f_θ(x_{fgsm}), y) + λ \mean_B ‖f_θ(x_{fgsm}) - f_θ(x_{noisy})‖^2
+
+    as in equation (4.8), with the squared length summed over the K logits, and no gradient stopped on either side. The
+    noisy image lies up to ε + α from the image: outside the threat, as in the authors' code, which also leaves the
+    start x' unclipped. (The attack R-FGSM keeps inside by a shorter second step.)
 
     Follows the authors' code (val-iisc/SAT-Rx): attacks see the model in evaluation mode, the loss is one pass in
     training mode over the 2B images. Dropout is refused, because two masks would make the difference of logits random.
@@ -56,7 +58,7 @@ class SATR2(Defense):
     def reach(self) -> float:
         return self.threat.eps * (1 + self.rel_alpha)
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         check_no_dropout(model, self.name)
         x, threat = batch.x, self.threat
         noise = batch.rng("noise").normal(x).sign()

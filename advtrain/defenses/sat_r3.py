@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..attacks.gradient import input_gradient
 from ..attacks.losses import cross_entropy
@@ -14,20 +15,21 @@ from ..modes import attacking
 
 @dataclass
 class SATR3(Defense):
-    """SAT-R3: images of two strengths along one gradient, and a loss that may not be high at the weaker of them.
+    r"""SAT-R3: images of two strengths along one gradient, and a loss that may not be high at the weaker of them.
 
     Vivek and Babu (2020), arXiv 2002.00614. Along the FGSM direction an honest network's loss rises with ε; where the
     gradient is masked, it peaks near the image and falls again. The regularizer acts where the loss of the weak
-    perturbation exceeds the share τ of that of the strong one::
+    perturbation exceeds the share τ of that of the strong one:
 
-        x₀ = clip(x + α sign η),  η ~ N(0, 1)
-        g = sign ∇CE(f_θ(x₀), y)
-        x_low = clip(x₀ + ε_low g),  x_high = clip(x₀ + ε g)
-        L = CE_high + λ max(0, CE_low - τ CE_high)
+    .. math::
 
-    CE_low and CE_high are means over the batch, so the hinge opens for the batch as a whole; while it is open, its
-    second half takes λτ from the weight of CE_high. x_high lies up to ε + α from the image: outside the threat, as in
-    the authors' code, whose budgets are not reduced by α.
+        x_0 &= \clip(x + α \sign η), \quad η \sim N(0, 1), \qquad g = \sign ∇_x \CE(f_θ(x_0), y) \\
+        x_{low} &= \clip(x_0 + ε_{low} g), \quad x_{high} = \clip(x_0 + ε g) \\
+        L &= \CE_{high} + λ \max(0, \CE_{low} - τ \CE_{high})
+
+    as in equation (4.9). The two losses are means over the batch, so the hinge opens for the batch as a whole; while it
+    is open, its second half takes λτ from the weight of the strong one. The strong image lies up to ε + α from the
+    original: outside the threat, as in the authors' code, whose budgets are not reduced by α.
 
     Follows the authors' code (val-iisc/SAT-Rx): the attack sees the model in evaluation mode, the loss is one pass in
     training mode over the 2B images. `at.measure.loss_curve` measures the property on any model.
@@ -64,7 +66,7 @@ class SATR3(Defense):
     def reach(self) -> float:
         return self.threat.eps * (1 + self.rel_alpha)
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         x, y, threat = batch.x, batch.y, self.threat
         noise = batch.rng("noise").normal(x).sign()
         start = threat.into_box(x + self.rel_alpha * threat.eps * noise)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks.gradient import input_gradient
 from ..defense import Batch, Defense, Step, number
@@ -24,14 +24,15 @@ def divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
 
 @dataclass
 class TRADES(Defense):
-    """TRADES: cross-entropy on clean images, and predictions that do not change within the ball.
+    r"""TRADES: cross-entropy on clean images, and predictions that do not change within the ball.
 
-    Zhang et al. (2019), arXiv 1901.08573, eq. 5::
+    Zhang et al. (2019), arXiv 1901.08573, eq. 5:
 
-        min_θ mean [ CE(f_θ(x), y) + β max_{x' in the ball} KL(f_θ(x) ‖ f_θ(x')) ]
+    .. math:: \min_θ \; \mean \bigl[ \CE(f_θ(x), y) + β \max_{x' ∈ B} \; \KL(f_θ(x) ‖ f_θ(x')) \bigr]
 
-    The inner maximum is found by projected sign steps on the divergence itself, from a start within a hair of the
-    image. β trades natural accuracy against robustness. The gradient flows through both arguments of the divergence.
+    The inner maximum, over the ball B around the image, is found by projected sign steps on the divergence itself, from
+    a start within a hair of the image. β trades natural accuracy against robustness. The gradient flows through both
+    arguments of the divergence.
 
     Follows the authors' code (yaodongyu/TRADES): the attack sees the model in evaluation mode, starts at x plus 0.001
     times normal noise, and its constants there are ε = 0.031, step 0.007, 10 steps. That code passes the clean images
@@ -64,7 +65,7 @@ class TRADES(Defense):
         self.require("rel_step", number(self.rel_step, 0), "above 0", "it is the step size divided by ε; 0.25 is usual")
         self.require("start", number(self.start, 0), "above 0", "in pixels; at the image itself the gradient is zero")
 
-    def attack(self, model, batch: Batch) -> Tensor:
+    def attack(self, model: nn.Module, batch: Batch) -> Tensor:
         """The images inside the ball at which the predictions differ most from those on the clean images."""
         x, threat = batch.x, self.threat
         project = threat.projector(x)
@@ -77,7 +78,7 @@ class TRADES(Defense):
                 x_adv = project(threat.ascend(x_adv, grad, self.rel_step * threat.eps))
         return x_adv
 
-    def __call__(self, model, batch: Batch, progress: float) -> Step:
+    def __call__(self, model: nn.Module, batch: Batch, progress: float) -> Step:
         x_adv = self.attack(model, batch)
         with noting_statistics(model) as clean_pass:
             clean = model(batch.x)

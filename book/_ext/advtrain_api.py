@@ -1,11 +1,13 @@
 """Sphinx extension of the API pages.
 
-- In docstrings, `name` is a link where the book documents one object of that name, and plain code otherwise.
+- In docstrings, `name` is a link where the book documents one object of that name, and plain code otherwise. On every
+  page, so in the chapters, `at.name` is a link to what the package calls so.
 - A registry is a public dict such as `ATTACKS`. Its docstring is found in the module that defines it, also where a page
   shows it under a shorter name, and a list of what it holds is put below.
 - `advtrain train` lists the options that all defenses share once.
 """
 
+import re
 import sys
 from collections import namedtuple
 
@@ -13,10 +15,13 @@ import click
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docstrings import prepare_docstring
 from sphinx.util.nodes import make_refnode
 
 from advtrain.cli import main
+
+CALLED = re.compile(r"at\.([A-Za-z_][\w.]*)(?:\(\.*…?\))?")
 
 
 def code_or_link(name, rawtext, text, lineno, inliner, options=None, content=None):
@@ -48,6 +53,19 @@ def soft_link(app, env, node, content):
         return content
     entry = objects[found[0]]
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, found[0])
+
+
+class PackageNames(SphinxTransform):
+    """`at.defenses.FastBAT`, in a sentence, leads to where the class is described."""
+
+    default_priority = 700
+
+    def apply(self, **kwargs):
+        for code in list(self.document.findall(nodes.literal)):
+            name = CALLED.fullmatch(code.astext())
+            if name and not isinstance(code.parent, (nodes.reference, nodes.title, pending_xref)):
+                target = {"refdomain": "", "reftype": "soft", "reftarget": f"advtrain.{name[1]}"}
+                code.replace_self(pending_xref(code.rawsource, code.deepcopy(), refdoc=self.env.docname, **target))
 
 
 def docstring_of(value, name):
@@ -114,6 +132,7 @@ documented_main = without_repetition(main)
 
 def setup(app):
     app.add_role("soft", code_or_link)
+    app.add_transform(PackageNames)
     app.connect("missing-reference", soft_link)
     app.connect("autodoc-process-docstring", describe, priority=600)
     app.connect("autodoc-skip-member", skip)

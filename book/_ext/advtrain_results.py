@@ -40,6 +40,9 @@ class Recorded(SphinxDirective):
         source = Path(self.env.srcdir) / "book" / "results" / f"{self.arguments[0]}.json"
         self.env.note_dependency(str(source))
         container = nodes.container(classes=["recorded"])
+        if self.name == "recorded":  # {ref}`text <recorded-digits>` leads here
+            container["names"].append(f"recorded-{self.arguments[0]}")
+            self.state.document.note_explicit_target(container)
         self.state.nested_parse(StringList("\n\n".join(self.parts(source)).splitlines(), str(source)), 0, container)
         return [container]
 
@@ -93,9 +96,9 @@ def origin(source, made, extra):
     )
 
 
-def table(head, rows):
-    """A Markdown table, its first column to the left and the others to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def table(head, rows, left=1):
+    """A Markdown table, its first columns to the left and the others, which are figures, to the right."""
+    lines = [head, [*["---"] * left, *["---:"] * (len(head) - left)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

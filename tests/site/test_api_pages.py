@@ -1,16 +1,23 @@
 """Everything public is explained, in its docstring and in the book, once and under the name that readers use."""
 
+import dataclasses
+import html
 import importlib
 import inspect
+import json
 import pkgutil
 import re
+import statistics
+import sys
 import types
 import zlib
+from pathlib import Path
 
 import pytest
 
 import advtrain
 from advtrain.options import documented
+from advtrain.threat import format_eps
 
 
 def public_modules():
@@ -169,3 +176,118 @@ def test_book_documents_nothing_twice(entries):
 def test_book_documents_nothing_that_is_gone(entries):
     for name in entries:
         assert resolve(name) is not None, name
+
+
+# ---- The pages of the defenses --------------------------------------------------------------------------------------
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "book" / "_ext"))
+import advtrain_defenses  # noqa: E402
+
+DEFENSES = advtrain.defenses.DEFENSES
+
+
+def text_of(page):
+    """The words of a page, without its navigation."""
+    body = page.partition("<article")[2].partition("</article>")[0]
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+@pytest.fixture(params=DEFENSES)
+def defense_page(request, book_html):
+    """The name of a defense, its class and its page."""
+    page = (book_html / "book" / "api" / "defenses" / f"{request.param}.html").read_text(encoding="utf-8")
+    return request.param, DEFENSES[request.param], page
+
+
+def test_page_of_a_defense_has_its_equation_and_its_class(defense_page):
+    name, kind, page = defense_page
+    documented_class = page.partition(f'id="advtrain.defenses.{kind.__name__}"')[2]
+    assert re.search(r'<div class="math notranslate nohighlight"[^>]*>.*?(CE|L) ?', documented_class, re.S), name
+    for field in dataclasses.fields(kind):
+        assert field.name in text_of(page)
+
+
+def test_page_of_a_defense_says_where_it_comes_from(defense_page):
+    """Paper and code as the docstring has them, and the chapters that speak of it."""
+    name, kind, page = defense_page
+    told = " ".join(kind.__doc__.split())
+    for number in re.findall(r"arXiv (\d{4}\.\d+)", told):
+        assert page.count(f'href="https://arxiv.org/abs/{number}"') >= 2, "among the facts and in the docstring"
+    for repository in advtrain_defenses.CODE.findall(told):
+        assert f'href="https://github.com/{repository}"' in page
+        assert "Beside the authors’ code" in text_of(page), "a paragraph that begins with Follows"
+    chapters = re.findall(r'href="\.\./\.\./(\d\d-[\w-]+)\.html"', page.partition("<article")[2])
+    assert chapters, f"no chapter says `at.defenses.{kind.__name__}`"
+    for chapter in chapters:
+        book = Path(advtrain_defenses.BOOK, f"{chapter}.ipynb").read_text(encoding="utf-8")
+        assert kind.__name__ in book
+
+
+def test_page_of_a_defense_says_what_it_costs(defense_page):
+    name, kind, page = defense_page
+    data = advtrain.load_data("digits")
+    model = advtrain.build_model("small-cnn", data)
+    found = advtrain.cost(kind(advtrain.Threat("linf", eps=0.3)), model, data)
+    assert f"costs {found.forwards:.1f} forward-equivalents" in text_of(page)
+
+
+def test_page_of_a_defense_lists_its_presets(defense_page):
+    name, _, page = defense_page
+    presets = [preset for preset in advtrain.PRESETS.values() if preset.defense == name]
+    said = text_of(page)
+    assert presets or "no published recipe" in said
+    for preset in presets:
+        parts = preset.data, preset.model, format_eps(preset.eps), str(preset.fit["epochs"])
+        assert " ".join(parts) in said and preset.label in said
+        assert all(word in said for word in preset.source.split(", "))
+
+
+def test_page_of_a_defense_has_its_recorded_rows(defense_page):
+    """Read from the files a second time, without what the pages are made with."""
+    name, _, page = defense_page
+    said, rows = text_of(page), 0
+    for path in sorted(Path(advtrain_defenses.BOOK, "results").glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("experiment", {}).get("judge", {}).get("split") != "test":
+            continue
+        for method in content["experiment"]["methods"]:
+            runs = [run for run in content["runs"] if (run["method"], run["status"]) == (method["name"], "finished")]
+            if method["defense"]["name"] == name and runs:
+                share = statistics.fmean(run["rows"]["pgd"]["correct"] / run["rows"]["pgd"]["total"] for run in runs)
+                row = re.search(rf"{re.escape(method['name'])} (\S+ (?:± \S+ )?){{2}}{100 * share:.1f} ", said)
+                assert row, f"{path.stem}: {method['name']}"
+                rows += 1
+        assert f"{path.name}" in said or all(m["defense"]["name"] != name for m in content["experiment"]["methods"])
+    assert rows or "Nothing is recorded yet" in said
+
+
+def test_overview_leads_to_every_defense(book_html):
+    page = (book_html / "book" / "api" / "defenses.html").read_text(encoding="utf-8").partition("<article")[2]
+    assert [name for name in DEFENSES if f'href="defenses/{name}.html"' not in page] == []
+
+
+def test_chapters_lead_to_the_defenses_that_they_introduce(book_html):
+    for chapter, name in (("02-adversarial-training", "fast-at"), ("06-fast-bat", "fast-bat")):
+        page = (book_html / "book" / f"{chapter}.html").read_text(encoding="utf-8")
+        assert f'href="api/defenses/{name}.html#advtrain.defenses.' in page
+
+
+def test_a_new_defense_gets_its_page_by_itself():
+    """One file and one line: nothing else has to be written for its page to be there and whole."""
+
+    @dataclasses.dataclass
+    class Mine(advtrain.defenses.Standard):
+        """Mine: clean images once more.
+
+        Somebody (2030), arXiv 2002.00614.
+
+        Follows the code of nobody.
+        """
+
+        name = "mine"
+
+    text = advtrain_defenses.page("mine", Mine)
+    assert text.partition("\n\n")[2].startswith("# Mine\n\nClean images once more.\n")
+    assert "{cite:t}`vivek2020regularizers`, [arXiv 2002.00614](https://arxiv.org/abs/2002.00614)" in text
+    assert "**3.0 forward-equivalents**" in text and "none yet" in text
+    assert "no published recipe" in text and "Nothing is recorded yet" in text
