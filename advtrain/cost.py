@@ -16,7 +16,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from .checks import check_model
 from .data import as_dataset
+from .dataset import image_shape
 from .defense import Batch, Defense
 from .defenses import PGD, Standard
 from .errors import AdvtrainWarning, ModelError, bad, is_real
@@ -103,6 +103,10 @@ def cost(defense: Defense, model: nn.Module, data: Any, *, batch_size: int = 64)
     whatever else a defense does are in the count. Elementwise work (activations, normalisation, projection, the
     optimizer) is not: it is small beside convolutions in large networks, and noticeable in tiny ones.
 
+    >>> model, data = nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), (torch.rand(8, 1, 3, 3), torch.arange(8) % 2)
+    >>> cost(PGD(Threat("linf", 0.3), steps=7), model, data).forwards
+    16.0
+
     Args:
         defense: such as `advtrain.defenses.FastAT(threat)`.
         model: returns logits (B, K). Only a copy of it runs: weights, buffers, gradients and modes are left as they
@@ -156,8 +160,7 @@ def calibrate(
     Rounds of one standard update and one of PGD-AT with three steps, after a round that is not counted, until `seconds`
     have passed and at least three times, and `PATIENCE` times more at most while noise makes the attack look free; of
     each the median is taken. They are `fit`'s own updates on a copy of the model, at learning rate zero, under bfloat16
-    where `fit` would use it. Two numbers and not one, because an update does more than its passes, and those of an
-    attack may run at another pace.
+    where `fit` would use it. Two numbers, because an update does more than its passes, and an attack's have a pace.
 
     Args:
         model: returns logits (B, K); left as it was, see `cost`.
@@ -230,7 +233,7 @@ def _flops(work: Callable[[], Any]) -> int:
 
     counter = FlopCounterMode(display=False)
     # Its bookkeeping by module hooks into the graph, and fails on gradients with respect to the input.
-    counter.mod_tracker = _Everywhere()
+    counter.mod_tracker = _Everywhere()  # type: ignore[assignment]
     with counter:
         work()
     return counter.get_total_flops()
@@ -260,8 +263,8 @@ def _loop(twin: nn.Module, defense: Defense, batch: Batch) -> Loop:
     """`fit`'s own loop around a copy, with its default options."""
     options = {name: p.default for name, p in inspect.signature(fit).parameters.items() if name in RECORDED}
     device = batch.x.device
-    run = Run(twin, copy.deepcopy(defense), SimpleNamespace(shape=tuple(batch.x.shape[1:])), options)
-    return Loop(run, None, constant, lambda: None, bf16=computes_in_bf16(device), device=device)
+    run, shape = Run(twin, copy.deepcopy(defense), None, options), image_shape(batch.x)
+    return Loop(run, None, constant, lambda: None, shape=shape, val=None, bf16=computes_in_bf16(device), device=device)
 
 
 def _train_on(batch: Batch, loop: Loop) -> None:

@@ -154,6 +154,12 @@ def evaluate(
 ) -> Report:
     """Clean accuracy, accuracy under FGSM, under PGD-50-10, and on request under AutoAttack, with 95% intervals.
 
+    >>> import advtrain as at
+    >>> data, model = at.load_data("digits"), at.load_results("digits").run("fgsm").model  # its gradient is masked
+    >>> report = at.evaluate(model, data.test[:40], at.Threat("linf", eps=0.3))
+    >>> report["clean"] > 0.9, report["fgsm"] > 0.4, report["pgd"] < 0.1
+    (True, True, True)
+
     Args:
         model: returns logits; judged in evaluation mode on the device it is on, and left as it was.
         data: a `Split`, such as `data.test`; a `Dataset` (its test split); or a pair (x, y) with x (B, C, H, W) uint8

@@ -6,6 +6,17 @@ with good values can still be fooled, which only an attack decides.
 
 All of them judge the model in evaluation mode and leave it as it was, refuse the inputs that an attack refuses, and
 refuse a model whose input gradient is NaN or infinite, since such a model would look honest.
+
+>>> import advtrain as at
+>>> test, threat = at.load_data("digits").test[:100], at.Threat("linf", eps=0.3)
+>>> masked, honest = (at.load_results("digits").run(name).model for name in ("fgsm", "pgd"))
+>>> gaps = [float(logit_gap(model, test.images(), test.y, threat)) for model in (masked, honest)]
+>>> gaps[0] > 3 * gaps[1], float(linearity(honest, test.images(), test.y, threat)) > 0
+(True, True)
+>>> loss_curve(honest, test.images(), test.y, threat, points=5).monotone
+True
+>>> 0 < float(gradient_alignment(honest, test.images(), test.y, threat)) < 1
+True
 """
 
 from __future__ import annotations
@@ -255,7 +266,8 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     with evaluating(model):
-        return model(x).to(x.dtype)  # float32 again under autocast
+        logits: Tensor = model(x)
+    return logits.to(x.dtype)  # float32 again under autocast
 
 
 def _mean(name: str, parts: list[Tensor]) -> Measurement:

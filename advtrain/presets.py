@@ -117,7 +117,9 @@ _WIDE = {**_SAT, "epochs": 100, "batch_size": 64, "lr": 0.1}
 def _published() -> list[Preset]:
     found = []
 
-    def cifar(defense: str, eps: int, options: dict, fit: dict, source: str, note: str = "", **rest: Any) -> None:
+    def cifar(
+        defense: str, eps: int, options: dict[str, Any], fit: dict[str, Any], source: str, note: str = "", **rest: Any
+    ) -> None:
         where = {"data": "cifar10", "model": "preactresnet18", **rest}
         found.append(Preset(defense, eps=eps / 255, options=options, fit=fit, source=source, note=note, **where))
 
@@ -182,6 +184,9 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in _published()}
 
 def preset(name: str) -> Preset:
     """A published recipe.
+
+    >>> preset("pgd/cifar10-preactresnet18-eps8").make().steps
+    2
 
     Args:
         name: one of `PRESETS`: defense, data set, network and radius, such as "sat-r1/mnist-lenet+-eps0.3"; where two

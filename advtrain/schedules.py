@@ -136,6 +136,10 @@ SCHEDULES: dict[str, Schedule] = {
 def get_schedule(schedule: str | Schedule) -> Schedule:
     """A schedule by its name, or the function itself.
 
+    >>> schedule = get_schedule("cyclic")
+    >>> [round(schedule(step, 9, 3).factor, 1) for step in range(9)]
+    [0.2, 0.4, 0.6, 0.8, 1.0, 0.8, 0.6, 0.4, 0.2]
+
     Args:
         schedule: a name in `SCHEDULES`, or a function of (step, total, per_epoch).
 

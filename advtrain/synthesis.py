@@ -8,7 +8,7 @@ perturbations are, `transfer` how well the images fool other models. Both take t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from .attacks.gradient import check_box
 from .checks import check_images, check_labels, check_model, check_threat
 from .errors import ModelError, at_least, bad, check_kind
 from .modes import attacking, evaluating
-from .rng import Recorded, Rng, as_rng, global_draws
+from .rng import Rng, as_rng, global_draws
 from .threat import Threat
 
 
@@ -48,6 +48,8 @@ class Generator(nn.Module):
     Raises:
         ArgumentError: an argument is outside what is accepted.
     """
+
+    __call__: Callable[..., Tensor]  # which nn.Module leaves open
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class Generator(nn.Module):
         self._start(as_rng(rng))
 
     @torch.no_grad()
-    def _start(self, rng: Rng | Recorded) -> None:
+    def _start(self, rng: Rng) -> None:
         """Draw the initial weights, on the CPU, so that they do not depend on the device."""
         bound = math.sqrt(3 / self.noise_dim)
         self.dense.weight.copy_(rng.child("dense").uniform(torch.empty(self.dense.weight.shape), -bound, bound))
@@ -92,7 +94,7 @@ class Generator(nn.Module):
                 deviation = math.sqrt(2 / (16 * layer.weight.shape[0]))  # in: transposed; out: plain
                 layer.weight.copy_(deviation * rng.child(name).normal(torch.empty(layer.weight.shape)))
 
-    def noise(self, n: int, rng: Rng | Recorded) -> Tensor:
+    def noise(self, n: int, rng: Rng) -> Tensor:
         """Standard normal noise for n images, (n, noise_dim), drawn from `rng`, like the generator's weights."""
         return rng.normal(self.dense.weight.new_empty(n, self.noise_dim))
 
@@ -101,7 +103,8 @@ class Generator(nn.Module):
         if z.ndim != 2 or z.shape[1] != self.noise_dim:
             bad("z.shape", tuple(z.shape), f"(B, {self.noise_dim})", "generator.noise(n, rng) draws it")
         height, side = self.shape[1:]
-        return self.scale * self.body(self.dense(z).unflatten(1, self.grid))[..., :height, :side]
+        raw: Tensor = self.body(self.dense(z).unflatten(1, self.grid))
+        return self.scale * raw[..., :height, :side]
 
 
 class Synthesis(NamedTuple):
@@ -118,9 +121,7 @@ class Synthesis(NamedTuple):
     start: Tensor
 
 
-def perturb(
-    generator: nn.Module, x: Tensor, threat: Threat, rng: Rng | Recorded, clip: float | None = None
-) -> Synthesis:
+def perturb(generator: Generator, x: Tensor, threat: Threat, rng: Rng, clip: float | None = None) -> Synthesis:
     """The images that a generator makes of `x`, differentiable in its parameters; nothing is checked.
 
     With noise z and uniform noise u in ±ε::
@@ -159,6 +160,10 @@ def synthesize(
     statistics of this batch, as in training, and its running ones are left alone; after `generator.eval()` it uses the
     running ones, and an image no longer depends on its neighbours.
 
+    >>> made = synthesize(Generator((1, 4, 4)), torch.rand(3, 1, 4, 4), Threat("linf", eps=0.1), rng=0)
+    >>> made.x_adv.shape, bool(made.delta.abs().max() <= 0.1)
+    (torch.Size([3, 1, 4, 4]), True)
+
     Args:
         source: an `advtrain.defenses.RvS` after training, or a `Generator`.
         x: (B, C, H, W) float32 or float64 images in [0, 1], on the generator's device.
@@ -175,18 +180,17 @@ def synthesize(
         ModelError: the generator makes images of another shape.
     """
     generator = getattr(source, "generator", source)
-    if not isinstance(generator, nn.Module):
+    if not isinstance(generator, Generator):
         came = "a defense without a generator" if generator is None else type(generator).__name__
         bad("source", came, "a Generator, or an RvS after training", "fit it first, or call setup")
-    threat, clip = threat or getattr(source, "threat", None), clip or getattr(source, "clip", None)
-    check_threat(threat)
+    threat, clip = check_threat(threat or getattr(source, "threat", None)), clip or getattr(source, "clip", None)
     if threat.norm != "linf":
         bad("threat.norm", threat.norm, "linf", "the generator's output is clipped per pixel")
     check_images(x)
     if x.dtype not in (torch.float32, torch.float64):
         bad("x.dtype", x.dtype, "float32 or float64", "pixels are in [0, 1]: x / 255")
     check_box(x, threat)
-    if tuple(x.shape[1:]) != tuple(generator.shape):
+    if tuple(x.shape[1:]) != generator.shape:
         raise ModelError(f"the generator makes images of shape {generator.shape}, and x has {tuple(x.shape[1:])}")
     with attacking(generator, "batch"), torch.no_grad():
         return perturb(generator, x, threat, as_rng(rng), clip)
@@ -218,7 +222,8 @@ def pairwise_cosine(delta: Tensor) -> Tensor:
     flat = delta.flatten(1).to(torch.promote_types(delta.dtype, torch.float32))
     flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=1e-30)  # squares of tiny numbers would vanish
     unit = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=1e-30)
-    return (unit.sum(0).square().sum() - unit.square().sum()) / (len(unit) * (len(unit) - 1))
+    pairs: Tensor = unit.sum(0).square().sum() - unit.square().sum()
+    return pairs.div(len(unit) * (len(unit) - 1))
 
 
 def transfer(x_adv: Tensor, y: Tensor, models: Mapping[str, nn.Module], *, batch_size: int = 256) -> dict[str, float]:

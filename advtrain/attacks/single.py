@@ -31,6 +31,11 @@ def fgsm(
     The exact maximiser of the loss linearised at x over the ε-ball. Goodfellow, Shlens and Szegedy (2015), arXiv
     1412.6572. Under ℓ2 the step follows the unit gradient.
 
+    >>> import advtrain as at
+    >>> model, x, y = torch.nn.Flatten(), torch.tensor([[[[0.6, 0.4]]]]), torch.tensor([0])  # the pixels are the logits
+    >>> at.attacks.fgsm(model, x, y, at.Threat("linf", eps=0.25))
+    tensor([[[[0.3500, 0.6500]]]])
+
     Args:
         model: returns logits (B, K).
         x: (B, C, H, W) float32 or float64 in the threat's pixel box.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,8 @@ def autoattack(
     *,
     batch_size: int | None = None,
     seed: int = 0,
-    state: str | os.PathLike | None = None,
-    examples: bool | str | os.PathLike | None = None,
+    state: str | os.PathLike[str] | None = None,
+    examples: bool | str | os.PathLike[str] | None = None,
     bf16: bool = False,
     progress: bool | None = None,
 ) -> AutoAttackReport:
@@ -55,6 +56,12 @@ def autoattack(
 
     Random starts belong to the image, not to the batch: the verdicts do not depend on the batch size, and a resumed
     evaluation ends like an uninterrupted one, up to the rounding of the passes themselves.
+
+    >>> import advtrain as at
+    >>> data, model = at.load_data("digits"), at.load_results("digits").run("fgsm").model
+    >>> report = autoattack(model, data.test.images()[:8], data.test.y[:8], at.Threat("linf", eps=0.3), "fast")
+    >>> report.robust_accuracy < 0.5, report.robust.shape
+    (True, torch.Size([8]))
 
     Args:
         model: returns logits; judged in evaluation mode on the device it is on, and left as it was. A model that
@@ -120,9 +127,9 @@ def autoattack(
                 judge = Judge(plan, passes, split, threat, Rng(seed, "autoattack"), rows, done, kept, bar)
                 try:
                     judge.clean()
-                    doubts = {"probabilities": probabilities, "into": done.warnings}
+                    doubts = partial(examine, version=version, probabilities=probabilities, into=done.warnings)
                     first = torch.arange(min(len(split), PROBED))
-                    judge.each(first[:rows], lambda index, _: examine(passes, judge.batch(index)[0], version, **doubts))
+                    judge.each(first[:rows], lambda index, _: doubts(passes, judge.batch(index)[0]))
                     for number in range(len(plan)):
                         judge.stage(number)
                     bar.total = bar.n
@@ -131,8 +138,8 @@ def autoattack(
                     judge.save()
     return AutoAttackReport(
         threat, rows_of([(stage.name, str(stage)) for stage in plan], done.broken_by, version), version,
-        tuple(stage.name for stage in plan), done.broken_by, kept.finish(), kept.path and str(kept.path),
-        warnings=list(done.warnings), passes=dict(done.passes),
+        tuple(stage.name for stage in plan), done.broken_by, kept.finish(),
+        None if kept.path is None else str(kept.path), warnings=list(done.warnings), passes=dict(done.passes),
     )  # fmt: skip
 
 

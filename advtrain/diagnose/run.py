@@ -50,6 +50,12 @@ def diagnose(
 
     Takes some seconds on the digits, on one thread.
 
+    >>> import advtrain as at
+    >>> data, honest = at.load_data("digits"), at.load_results("digits").run("pgd").model
+    >>> model = nn.Sequential(honest, nn.Softmax(1))  # a softmax too many
+    >>> diagnose(model, data, at.Threat("linf", eps=0.3), images=16, surrogate=honest).causes
+    ('probabilities instead of logits',)
+
     Args:
         model: returns logits (B, K); judged in evaluation mode on the device it is on, and left as it was. Models that
             `evaluate` refuses for probabilities or for NaN in the gradient are diagnosed.
@@ -83,9 +89,9 @@ def diagnose(
     chosen = rng.child("images").permutation(len(split))[:images].sort().values
     part = split[chosen].to(device)
     x, y = part.images(dtype=dtype), part.y
-    rows = (data.train if isinstance(data, Dataset) and isinstance(data.train, Split) else split)[:MOST].to(device)
-    lessons = rows.images(dtype=dtype), rows.y
-    classes = max(2, int(max(split.y.max(), rows.y.max())) + 1)
+    more = (data.train if isinstance(data, Dataset) and isinstance(data.train, Split) else split)[:MOST].to(device)
+    lessons = more.images(dtype=dtype), more.y
+    classes = max(2, int(max(split.y.max(), more.y.max())) + 1)
 
     moody = moody_layers(model)
     battery, batches = Battery(), -(-len(x) // batch_size)

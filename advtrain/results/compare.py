@@ -46,6 +46,11 @@ def compare(
     networks differ, and nothing of what another seed would give. Of several pairs all p-values are also given after
     Holm.
 
+    >>> import advtrain as at
+    >>> tests = compare(at.load_results("digits"), against="pgd")
+    >>> round(100 * tests["fgsm", "pgd"].difference.mean)  # points under PGD
+    -36
+
     Args:
         runs: a `Results`; or a dict from labels to runs, a list of them or one; or a list of such lists. A run is a
             `Report`, a run folder or its `Run` (with the report.json that `advtrain train` writes), or a `Trial`. Runs
@@ -141,11 +146,12 @@ def _entry(run: Any, where: str) -> _Entry:
         if not run.finished:
             raise ArgumentError(f"{where} failed: {run.message}")
         return _Entry(run.seed, Threat(**run.config["judge"]["threat"]), {n: run.row(n) for n in run.rows}, where)
-    if isinstance(run, Run) and run.path is None:
+    path = run.path if isinstance(run, Run) else run
+    if path is None and isinstance(run, Run):
         raise ArgumentError(f"{where} is a run without a folder, and so without a verdict: give at.evaluate(...) of it")
-    if not isinstance(run, (Run, str, os.PathLike)):
+    if not isinstance(path, (str, os.PathLike)):
         bad(where, type(run).__name__, KINDS)
-    folder = Path(run.path if isinstance(run, Run) else run)
+    folder = Path(path)
     if not (folder / "report.json").is_file():
         hint = (
             "advtrain evaluate writes one with --out" if (folder / "config.json").is_file() else "it is no run folder"
@@ -175,8 +181,8 @@ def _check_rows(methods: Mapping[str, dict[int, _Entry]], metric: str) -> None:
 
 
 def _test(a: str, b: str, metric: str, left: dict[int, _Entry], right: dict[int, _Entry]) -> PairedTest:
-    sides = [{seed: entry.rows[metric].accuracy for seed, entry in side.items()} for side in (left, right)]
-    difference = paired(a, b, metric, *sides)
+    of_a, of_b = ({seed: entry.rows[metric].accuracy for seed, entry in side.items()} for side in (left, right))
+    difference = paired(a, b, metric, of_a, of_b)
     first, second = (side[difference.seeds[0]].rows[metric].verdicts for side in (left, right))
     if len(difference.seeds) > 1 or first is None or second is None:
         return PairedTest(difference)
