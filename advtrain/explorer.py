@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import ipywidgets
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor, nn
 
 from .attacks import ATTACKS
@@ -26,8 +26,6 @@ from .errors import bad, check_kind
 from .markup import table
 from .modes import evaluating, place
 from .pictures import complaint, png, render, tag
-from .plot.canvas import DARK, Picture
-from .plot.images import magnification, magnified, read, show
 from .report import radius
 from .rng import Rng
 from .threat import Threat, format_eps
@@ -140,8 +138,11 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         found = (each.cpu() for each in (x, x_adv, logits))
         return View(where, int(y), threat, self.attack.value, self.steps.value, *found)
 
-    def _draw(self) -> Image:
+    def _draw(self) -> Image.Image:
         """Put what is on view into the frame, and return it as an image."""
+        from .plot.canvas import DARK, Picture  # matplotlib is not needed for the other widgets
+        from .plot.images import magnification, magnified, read, show
+
         view, change = self.view, self.view.x_adv - self.view.x
         truth, factor = self.classes[view.label], magnification(change)
         figure = Picture(figsize=(9, 2.9), layout="constrained")
@@ -164,7 +165,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         right.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0%", "50%", "100%"), title="probability")
         right.legend(fontsize=8)
         right.spines[["top", "right"]].set_visible(False)
-        picture = cast(Image, render(figure, "figure"))
+        picture = cast(Image.Image, render(figure, "figure"))
         lines = [
             (self.classes[i], *(f"{values[i]:.2f}" for values in view.logits), f"{before[i]:.1%}", f"{after[i]:.1%}")
             for i in top
@@ -194,6 +195,7 @@ def explorer(model: nn.Module, data: Any, threat: Threat | None = None) -> Explo
 
     Raises:
         ArgumentError, DataError, ModelError: see `advtrain.errors`.
+        ImportError: matplotlib is not installed.
     """
     check_kind("model", model, nn.Module, "the order is explorer(model, data); of a run, take run.model")
     split = as_split(data)

@@ -115,7 +115,8 @@ class TestReport:
         (ax,) = figure.axes
         widths = [bar.get_width() for bar in ax.patches[:3]]
         assert widths == [0.9, 0.6, 0.1]
-        assert [label.get_text() for label in ax.get_yticklabels()] == ["clean", "fgsm", "pgd"]
+        names = {place: label.get_text() for place, label in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)}
+        assert [names[bar.get_center()[1]] for bar in ax.patches[:3]] == ["clean", "fgsm", "pgd"]
         ends = np.array([segment[:, 0] for segment in ax.collections[0].get_segments()])
         assert np.allclose(ends, [row.interval for row in REPORT.rows])
         assert {"90.0%", "60.0%", "10.0%", "100 images, ℓ∞ ε = 0.2"} <= set(texts(figure))

@@ -11,6 +11,6 @@ try:
     from .images import adversarial_grid
     from .surface import loss_surface
 except ImportError as error:
-    raise ImportError("advtrain.plot needs matplotlib: pip install matplotlib") from error
+    raise ImportError("advtrain.plot needs matplotlib: pip install matplotlib", name="matplotlib") from error
 
 __all__ = ["adversarial_grid", "eps_curve", "history", "loss_surface", "report"]

@@ -89,7 +89,7 @@ def bars(ax: Any, rows: list[Row], *, digits: int = 1) -> None:
     )  # fmt: skip
     for place, row in zip(places, rows, strict=True):
         ax.text(row.interval[1] + 0.015, place, f"{row.accuracy:.{digits}%}", va="center", fontsize=8)
-    ax.set_yticks(places, [row.name for row in rows])
+    ax.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
     ax.set_xlim(0, 1.18)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
     ax.xaxis.set_major_formatter(PercentFormatter(1))
