@@ -198,12 +198,12 @@ def statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     means, deviations = [], []
     for channel in x.unbind(1):
         if x.dtype == torch.uint8:  # by counting: exact, and the same in any order of the images
-            weights = torch.bincount(channel.reshape(-1), minlength=256).double()
+            weights = torch.bincount(channel.reshape(-1), minlength=256).cpu().double()
             levels = torch.arange(256, dtype=torch.float64) / 255
             mean = float((weights * levels).sum() / weights.sum())
             deviation = math.sqrt((weights * (levels - mean).square()).sum() / weights.sum())
         else:
-            deviation, mean = (float(value) for value in torch.std_mean(channel.double(), correction=0))
+            deviation, mean = (float(value) for value in torch.std_mean(channel.cpu().double(), correction=0))
         means.append(mean)
         deviations.append(deviation if deviation > 1e-6 else 1.0)
     return tuple(means), tuple(deviations)

@@ -303,3 +303,17 @@ def test_a_row_goes_on_with_what_is_there_and_runs_to_its_end(tmp_path):
     assert subprocess.run(["bash"], input=script, text=True, cwd=tmp_path, env=environment).returncode == 1
     assert (tmp_path / "out" / "said").read_text(encoding="utf-8") == "bad 1\ngood 2\n"
     assert (tmp_path / "out" / "old.json").is_file()
+
+
+# ---- What is checked before a commit --------------------------------------------------------------------------------
+
+
+def test_hooks_and_continuous_integration_run_what_make_check_runs():
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1]
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (repository,) = config["repos"]
+    hooks = [hook["entry"].replace(".venv/bin/", "$(BIN)/") for hook in repository["hooks"]]
+    assert repository["repo"] == "local" and hooks == [line.strip() for line in recipe.splitlines()]
+    assert all(hook["always_run"] and not hook["pass_filenames"] for hook in repository["hooks"])
+    for name in ("test.yml", "release.yml"):
+        assert "make check TORCH=cpu" in runs(ROOT / ".github" / "workflows" / name)

@@ -69,7 +69,7 @@ def observe(
     """
     first = subject(x)
     inside = moody_layers(subject.model)  # a forward pass may switch modes by itself
-    scale = float(first.double().std()) or 1.0
+    scale = float(first.cpu().double().std()) or 1.0
     wander, turned = 0.0, torch.zeros_like(y, dtype=torch.bool)
     for _ in range(PASSES - 1):
         again = subject(x)
@@ -78,7 +78,7 @@ def observe(
     noise = rng.child("noise").uniform(x, 0.0, 1.0)
     seen = torch.cat([first, subject(noise)]).argmax(1)
     return Conduct(
-        tuple(moody or inside), wander, float(turned.double().mean()), _company(subject, x, noise, scale),
+        tuple(moody or inside), wander, float(turned.cpu().double().mean()), _company(subject, x, noise, scale),
         len(seen.unique()), len(y.unique()), len(x), subject.probabilities, _inner_passes(subject, x[:2]),
         *_best_range(subject, *more, batch_size),
     )  # fmt: skip
@@ -119,7 +119,7 @@ def _best_range(
         right[name], loss[name] = logits.argmax(1) == y, float(cross_entropy(logits, y).mean())
     best = max(right, key=lambda name: int(right[name].sum()))
     luck = one_sided(int((right[best] & ~right[""]).sum()), int((right[""] & ~right[best]).sum()))
-    accuracy = float(right[""].double().mean()), float(right[best].double().mean())
+    accuracy = float(right[""].cpu().double().mean()), float(right[best].cpu().double().mean())
     return best, accuracy, (loss[""], loss[best]), luck
 
 

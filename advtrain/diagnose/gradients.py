@@ -111,11 +111,11 @@ def _rows(values: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor) -> float:
-    return float(values.double().mean()) if values.numel() else float("nan")
+    return float(values.cpu().double().mean()) if values.numel() else float("nan")
 
 
 def _median(values: Tensor) -> float:
-    return float(values.double().median()) if values.numel() else float("nan")
+    return float(values.cpu().double().median()) if values.numel() else float("nan")
 
 
 def _rise(subject: Subject, x: Tensor, y: Tensor) -> Tensor:
