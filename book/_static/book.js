@@ -15,6 +15,7 @@ document.addEventListener("DOMContentLoaded", () => {
   window.FontAwesome?.dom.i2svg();
   bridgeMathJax();
   document.querySelectorAll("li > details > summary").forEach(nameFold);
+  ["primary", "secondary"].forEach(returnFromSidebar);
   watchScrollers();
   window.addEventListener("load", () => window.MathJax?.startup?.promise.then(watchScrollers));
   document.querySelectorAll("details.quiz[data-answer]").forEach(makeQuestion);
@@ -34,6 +35,13 @@ function bridgeMathJax() {
 function nameFold(summary) {
   const link = summary.closest("li").querySelector("a");
   if (link && !summary.textContent.trim()) set(summary, "aria-label", `Pages below ${link.textContent.trim()}`);
+}
+
+// Who closes a side bar on a narrow screen is back at the button that opened it; the theme leaves the focus nowhere.
+function returnFromSidebar(side) {
+  const toggle = document.querySelector(`.${side}-toggle`);
+  const dialog = document.getElementById(`pst-${side}-sidebar-modal`);
+  if (toggle && dialog) dialog.addEventListener("close", () => setTimeout(() => toggle.focus()));
 }
 
 // What scrolls sideways must be reachable by keyboard: on a narrow screen, or once it is unfolded.

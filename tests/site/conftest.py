@@ -137,12 +137,31 @@ class Visit:
     requests: list = field(default_factory=list)
     failed: list = field(default_factory=list)
 
+    def complaints(self):
+        """Errors and warnings on the console, but for one: the widget manager's checker of JSON finds fault with the
+        widget manager's own schema."""
+        harmless = ("log:", "info:", "debug:")
+        return [line for line in self.console if not line.startswith(harmless) and "allowUnionTypes" not in line]
+
     def foreign(self):
         """Requests to anywhere but the place of the page itself."""
         own = urlsplit(self.address)[:2]
         return [url for url in self.requests if urlsplit(url)[:2] not in (own, ("data", ""), ("blob", ""))]
 
 
+FORMULAS = """() => {
+  const raw = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const aside = 'code, pre, script, style, noscript, mjx-container';
+  while (walker.nextNode()) {
+    const text = walker.currentNode.textContent, inside = walker.currentNode.parentElement;
+    if (/\\\\[(\\[]|\\$[^$\\n]*\\\\[a-z]+/.test(text) && !inside.closest(aside)) raw.push(text);
+  }
+  return {
+    wanted: document.querySelectorAll('span.math, div.math').length,
+    typeset: document.querySelectorAll('span.math mjx-container, div.math mjx-container').length,
+    errors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(node => node.textContent).concat(raw),
+  };
+}"""
 SETTLED = """async () => {
   if (window.MathJax?.startup) await MathJax.startup.promise;
   await document.fonts.ready;
@@ -154,6 +173,14 @@ SETTLED = """async () => {
 }"""
 
 
+def untypeset(formulas):
+    """What is wrong with the formulas of a page, from what FORMULAS says of them."""
+    count = (
+        [] if formulas["typeset"] == formulas["wanted"] else [f"{formulas['typeset']} of {formulas['wanted']} typeset"]
+    )
+    return formulas["errors"] + count
+
+
 def new_window(browser, width, mode, **options):
     """A window of a reader with a screen of this width, who prefers light or dark pages."""
     window = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode, **options)
@@ -161,39 +188,44 @@ def new_window(browser, width, mode, **options):
     return window
 
 
-def open_page(window, address, scripts=True):
-    """Open an address in a window, and wait until its formulas and figures are there."""
-    page = window.new_page()
-    seen = Visit(page, address)
-    page.on("console", lambda message: seen.console.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: seen.console.append(f"uncaught: {error}"))
-    page.on("request", lambda request: seen.requests.append(request.url))
-    page.on("requestfailed", lambda request: seen.failed.append(f"{request.url}: {request.failure}"))
-    page.on("response", lambda r: seen.failed.append(f"{r.url}: {r.status}") if r.status >= 400 else None)
-    page.goto(address, wait_until="load")
-    if scripts:
-        page.evaluate(SETTLED)
-    return seen
+class Tab:
+    """One page of a window, in which addresses are opened one after another: a new page would take longer each time."""
+
+    def __init__(self, window, scripts=True):
+        self.page, self.scripts, self.seen = window.new_page(), scripts, None
+        note = {
+            "console": lambda message: self.seen.console.append(f"{message.type}: {message.text}"),
+            "pageerror": lambda error: self.seen.console.append(f"uncaught: {error}"),
+            "request": lambda request: self.seen.requests.append(request.url),
+            "requestfailed": lambda request: self.seen.failed.append(f"{request.url}: {request.failure}"),
+            "response": lambda r: self.seen.failed.append(f"{r.url}: {r.status}") if r.status >= 400 else None,
+        }
+        for event, noted in note.items():
+            self.page.on(event, noted)
+
+    def open(self, address):
+        """Open an address, and wait until its formulas and figures are there."""
+        self.seen = Visit(self.page, address)
+        self.page.goto(address, wait_until="load")
+        if self.scripts:
+            self.page.evaluate(SETTLED)
+        return self.seen
 
 
 @pytest.fixture(scope="session")
-def windows():
-    """The windows of the readers of `visit`, by kind of reader."""
-    return {}
+def visit(chromium):
+    """A function that opens an address, in one tab for each kind of reader: `visit(address, 1280, "light")`.
 
-
-@pytest.fixture
-def visit(chromium, windows):
-    """A function that opens an address, in a window for each kind of reader: `visit(address, 1280, "light")`."""
-    visits = []
+    The next visit of such a reader takes the place of the last.
+    """
+    tabs = {}
 
     def visit(address, width=1280, mode="light", **options):
         kind = (width, mode, str(options))
-        if kind not in windows:
-            windows[kind] = new_window(chromium, width, mode, **options)
-        visits.append(open_page(windows[kind], address, scripts=options.get("java_script_enabled", True)))
-        return visits[-1]
+        if kind not in tabs:
+            window = new_window(chromium, width, mode, **options)
+            tabs[kind] = Tab(window, scripts=options.get("java_script_enabled", True))
+        tabs[kind].page.emulate_media(media="screen")
+        return tabs[kind].open(address)
 
-    yield visit
-    for visited in visits:
-        visited.page.close()
+    return visit

@@ -1,14 +1,15 @@
 """What a reader does with the site: search, copy, download, play with a figure, answer a quiz, print."""
 
+import html
 import json
 import re
 import shutil
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 import nbformat
 import pytest
 import run_notebook
-from conftest import build_book
+from conftest import FORMULAS, Tab, build_book, new_window, untypeset
 from sync import ROOT, documentation, reference, repository
 
 import advtrain as at
@@ -34,25 +35,51 @@ def page_of(path):
 
 @pytest.fixture(params=["served", "unzipped"])
 def results(request, visit):
-    """A function from a query to the search results, on a server and from a local folder."""
+    """A function from a query to the search results, on a server and from a local folder.
+
+    The first query is part of the page's address, as the search field makes it; others are asked on the page it opens.
+    """
     place = request.getfixturevalue(request.param)
     root = place if isinstance(place, str) else place.as_uri() + "/"
+    opened = []
 
     def results(query):
-        seen = visit(f"{root}search.html?q={quote(query)}")
-        seen.page.wait_for_function("/finished|match/.test(document.querySelector('.search-summary')?.textContent)")
-        found = seen.page.locator("ul.search li a").evaluate_all("links => links.map(link => link.href)")
-        assert not [line for line in seen.console if line.startswith(("error", "warning", "uncaught"))]
+        if opened:
+            ask = (
+                "search => (document.querySelector('#search-results').replaceChildren(), Search.performSearch(search))"
+            )
+            opened[0].page.evaluate(ask, query)
+        else:
+            opened.append(visit(f"{root}search.html?q={quote(query)}"))
+        page = opened[0].page
+        page.wait_for_function("/finished|match/.test(document.querySelector('.search-summary')?.textContent)")
+        found = page.locator("ul.search li a").evaluate_all("links => links.map(link => link.href)")
+        assert not opened[0].complaints()
         return [link.removeprefix(root).partition("?")[0] for link in found]
 
     return results
 
 
-@pytest.mark.parametrize("name", sorted(at.defenses.DEFENSES))
-def test_search_finds_every_defense(name, results):
-    kind = at.defenses.DEFENSES[name].__name__
-    assert any(link.startswith("book/api/defenses.html") for link in results(kind))
-    assert "book/api/defenses.html" in [link.partition("#")[0] for link in results(name)]
+def test_search_finds_every_defense(results):
+    for name, defense in at.defenses.DEFENSES.items():
+        for query in (name, defense.__name__):
+            found = [link.partition("#")[0] for link in results(query)]
+            assert f"book/api/defenses/{name}.html" in found, query
+
+
+def test_the_search_field_opens_and_closes_by_keyboard_and_leads_to_the_results(visit, served):
+    page = visit(served + "book/index.html").page
+    field = page.locator("#pst-search-dialog input")
+    page.keyboard.press("Control+k")
+    assert field.evaluate("node => document.activeElement === node")
+    page.keyboard.press("Escape")
+    assert not field.is_visible()
+    page.locator(".search-button__button:visible").first.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.type("threat model")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search.html?q=threat+model")
+    page.locator("ul.search li a").first.wait_for()
 
 
 def test_search_finds_chapters_and_terms(results):
@@ -61,26 +88,83 @@ def test_search_finds_chapters_and_terms(results):
     assert results("xylophone") == []
 
 
+# ---- Getting about by keyboard --------------------------------------------------------------------------------------
+
+# The stops of the Tab key in the order of the page: of a group of radio buttons only one.
+STOPS = """() => {
+  const groups = new Set();
+  const active = 'a[href], button, input, select, summary, [tabindex], [contenteditable]';
+  window.stops = [...document.querySelectorAll(active)]
+    .filter(node => node.checkVisibility({visibilityProperty: true}) && node.getClientRects().length && !node.disabled)
+    .filter(node => node.tabIndex >= 0 || (node.isContentEditable && !node.hasAttribute('tabindex')))
+    .filter(node => node.type !== 'radio' || (!groups.has(node.name) && groups.add(node.name)));
+  return stops.length;
+}"""
+
+
+@pytest.mark.parametrize("page, width", [("book/index.html", 1280), (FIRST, 360)])
+def test_the_tab_key_passes_through_everything_in_order_and_is_caught_nowhere(page, width, visit, served):
+    page = visit(served + page, width).page
+    count = page.evaluate(STOPS)
+    assert count > 20
+    passed = []
+    for _ in range(count):
+        page.keyboard.press("Tab")
+        passed.append(page.evaluate("stops.indexOf(document.activeElement)"))
+    assert passed == list(range(count)), page.evaluate("document.activeElement.outerHTML.slice(0, 200)")
+
+
+def test_the_first_stop_leads_past_the_navigation(visit, served):
+    page = visit(served + "book/index.html").page
+    page.keyboard.press("Tab")
+    link = page.locator(":focus")
+    assert link.inner_text() == "Skip to main content" and link.bounding_box()["y"] >= 0
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.locator(":focus").evaluate("node => Boolean(node.closest('#main-content'))")
+
+
+@pytest.mark.parametrize("key", ["Enter", "Space"])
+def test_side_bars_and_menus_open_and_close_by_keyboard(key, visit, served):
+    page = visit(served + FIRST, 360).page
+    for button, opened in [
+        (".primary-toggle", "#pst-primary-sidebar-modal"),
+        (".secondary-toggle", "#pst-secondary-sidebar-modal"),
+        (".dropdown-download-buttons button", ".dropdown-download-buttons .dropdown-menu"),
+    ]:
+        button, opened = page.locator(f"{button}:visible").first, page.locator(opened)
+        button.focus()
+        assert not opened.is_visible()
+        page.keyboard.press(key)
+        opened.wait_for()
+        page.keyboard.press("Tab")
+        assert opened.evaluate("node => node.contains(document.activeElement)")
+        page.keyboard.press("Escape")
+        opened.wait_for(state="hidden")
+        page.wait_for_function("node => document.activeElement === node", arg=button.element_handle())
+
+
 # ---- Taking away ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_chapter_can_be_opened_in_colab_and_binder_and_downloaded(path, visit, served):
-    page = visit(served + page_of(path)).page
+def test_a_chapter_can_be_opened_in_colab_and_binder_and_downloaded(path, book_html):
+    page = book_html / page_of(path)
+    links = re.findall(r'href="([^"]*)"', page.read_text(encoding="utf-8"))
     slug = repository().removeprefix("https://github.com/")
     colab = f"https://colab.research.google.com/github/{slug}/blob/{reference()}/book/{path.name}"
     binder = f"https://mybinder.org/v2/gh/{slug}/{reference()}?urlpath=lab/tree/book/{path.name}"
     for address in (colab, binder):
-        assert page.locator(f'a[href="{address}"]').count() == 1
-    link = page.locator(".dropdown-download-buttons a[href$='.ipynb']").get_attribute("href")
-    downloaded = page.request.get(urljoin(page.url, link)).text()
+        assert links.count(html.escape(address)) == 1
+    (link,) = [link for link in links if link.endswith(".ipynb") and "//" not in link]
+    downloaded = (page.parent / link).read_text(encoding="utf-8")
     assert json.loads(downloaded) == json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_pages_that_are_no_notebooks_have_no_launch_button(visit, served):
-    page = visit(served + "book/index.html").page
+def test_pages_that_are_no_notebooks_have_no_launch_button(book_html):
+    text = (book_html / "book" / "index.html").read_text(encoding="utf-8")
     for site in ("colab.research.google.com/github", "mybinder.org/v2"):
-        assert page.locator(f'a[href*="{site}"]').count() == 0
+        assert site not in text
 
 
 def test_copying_skips_prompts_and_output(visit, served):
@@ -127,10 +211,26 @@ def areas(page):
     return page.locator(".widget-subarea").all()
 
 
-@pytest.mark.parametrize("path", INTERACTIVE, ids=lambda path: path.stem)
-def test_every_figure_answers_to_the_keyboard(path, visit, unzipped):
-    """From an unzipped folder, without a kernel: each control changes the pixels, and back again."""
-    page = visit((unzipped / page_of(path)).as_uri()).page
+@pytest.fixture(scope="module")
+def own_tab(chromium):
+    return Tab(new_window(chromium, 1280, "light"))
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def chapter(request, own_tab, unzipped):
+    """A chapter, opened from an unzipped folder once for the tests that follow, and the path of its notebook."""
+    return own_tab.open((unzipped / page_of(request.param)).as_uri()), request.param
+
+
+def test_a_chapter_opens_from_a_folder(chapter):
+    seen, _ = chapter
+    assert seen.requests and not seen.complaints() + seen.failed + seen.foreign()
+    assert not untypeset(seen.page.evaluate(FORMULAS))
+
+
+def test_every_figure_answers_to_the_keyboard(chapter):
+    """Without a kernel: each control changes the pixels, and back again."""
+    page, path = chapter[0].page, chapter[1]
     assert len(areas(page)) == figures(path)
     for area in areas(page):
         handles, buttons = area.locator(".noUi-handle").all(), area.locator(".widget-toggle-button").all()
@@ -192,28 +292,32 @@ def test_a_figure_plays_when_asked_and_not_before(visit, served):
     assert shown(area) != before
 
 
-@pytest.mark.parametrize("path", INTERACTIVE, ids=lambda path: path.stem)
-def test_figures_have_a_static_form_without_javascript_and_on_paper(path, visit, served):
-    page = visit(served + page_of(path)).page
+def test_figures_have_a_static_form_on_paper(chapter):
+    page, path = chapter[0].page, chapter[1]
     stills = page.locator(".widget-still")
     assert stills.count() == figures(path)
     assert not any(still.is_visible() for still in stills.all())
     page.emulate_media(media="print")
     assert all(still.is_visible() for still in stills.all())
     assert not any(area.is_visible() for area in areas(page))
+    page.emulate_media(media="screen")
 
-    plain = visit(served + page_of(path), java_script_enabled=False).page
-    pictures = plain.locator(".widget-still img")
-    assert pictures.count() == figures(path) and all(picture.is_visible() for picture in pictures.all())
-    assert all(len(picture.get_attribute("alt")) > 20 for picture in pictures.all())
+
+def test_figures_have_a_static_form_without_javascript(visit, served, book_html):
+    for path in INTERACTIVE:
+        stills = (book_html / page_of(path)).read_text(encoding="utf-8").split('<div class="widget-still ')[1:]
+        alts = [re.search(r'<img alt="([^"]*)"', still.partition("</div>")[0]) for still in stills]
+        assert len(alts) == figures(path) and all(alt and len(alt[1]) > 20 for alt in alts), path
+    pictures = visit(served + FIRST, java_script_enabled=False).page.locator(".widget-still img")
+    assert pictures.count() == figures(NOTEBOOKS[0])
+    assert all(picture.is_visible() for picture in pictures.all())
 
 
 # ---- Exercises and quiz ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_solutions_are_folded_and_unfold(path, visit, served):
-    page = visit(served + page_of(path)).page
+def test_solutions_are_folded_and_unfold(chapter):
+    page = chapter[0].page
     solutions = page.locator("div.solution.dropdown").all()
     assert solutions
     for solution in solutions:
@@ -224,9 +328,8 @@ def test_solutions_are_folded_and_unfold(path, visit, served):
         assert "toggle-hidden" not in solution.get_attribute("class")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_quiz_judges_each_answer(path, visit, served):
-    page = visit(served + page_of(path)).page
+def test_the_quiz_judges_each_answer(chapter):
+    page = chapter[0].page
     questions = page.locator(".quiz-question").all()
     assert len(questions) >= 3
     for question in questions:
@@ -267,7 +370,7 @@ def odd_address(tmp_path_factory):
     book = tmp_path_factory.mktemp("odd")
     for name in ["_config.yml", "pyproject.toml"]:
         shutil.copy(ROOT / name, book)
-    for name in ["book/_ext", "book/_static", "tools"]:
+    for name in ["book/_ext", "book/_static", "book/_templates", "tools"]:
         shutil.copytree(ROOT / name, book / name)
     shutil.copy(ROOT / "book" / "references.bib", book / "book")
     (book / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n- file: book/odd\n")
