@@ -284,6 +284,22 @@ def test_everything_is_within_reach_of_the_keyboard_and_shows_its_focus(on_serve
     assert sum(len(visit.keyboard["kinds"]) for visit in on_server.values()) > 20
 
 
+def test_the_tour_would_notice_what_is_wrong(chromium):
+    page = chromium.new_page()
+    page.set_content("""<main><style>.bare:focus { outline: none } .narrow { width: 50px; overflow: auto }</style>
+      <p style="color: #aaa">faint</p><p>plain</p> <a href="#">fine</a> <button class="bare">bare</button>
+      <a href="#" tabindex="-1">left</a> <a href="#" tabindex="5">jumps</a>
+      <article><div class="narrow"><p style="width: 90px">hidden</p></div></article></main>""")
+    page.evaluate(AXE)
+    colours, keyboard = page.evaluate(COLOURS, []), page.evaluate(KEYBOARD, [])
+    assert len(colours["keys"]) >= 3 and len(colours["problems"]) == 1 and "color-contrast" in colours["problems"][0]
+    assert page.evaluate(COLOURS, colours["keys"]) == {"keys": [], "problems": []}
+    found = [(problem.partition(":")[0], problem.rpartition(" ")[2]) for problem in keyboard["problems"]]
+    scroller = ("scrolls, but not by keyboard", '"hidden"')
+    assert found == [("does not show", '"bare"'), ("left out", '"left"'), ("out of order", '"jumps"'), scroller]
+    page.close()
+
+
 def test_pages_fit_a_phone(on_server):
     nothing(on_server, lambda visit: visit.wide)
 
