@@ -274,13 +274,13 @@ class Overview(Recorded):
         rows, figures = [], {row["method"]: row for row in results.table()}
         pgd = "PGD-{steps}-{restarts}".format(**results.experiment["judge"]["protocol"])
         for name, kind in at.defenses.DEFENSES.items():
-            row = figures.get(name, {})
+            row = figures.get(name) or next((figures[label] for label in own(results, name)), {})
             rows.append([f"[{title(kind)}](defenses/{name}.md)", f"`{name}`", f"{cost(kind).forwards:.1f}",
                          percent(row.get("clean")), percent(row.get("pgd"))])  # fmt: skip
         note = (
             "Cost: forward-equivalents of a mini-batch. Clean and under PGD: recorded accuracies on the "
             "[digits](../results.md), in %, mean ± standard deviation over seeds, of the row that is called like the "
-            "defense; each page has the others."
+            "defense, or else of its first; each page has them all, with their constants."
         )
         return [table(["defense", "name", "cost", "clean", pgd], rows, left=2), note]
 
