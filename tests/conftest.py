@@ -23,7 +23,12 @@ BESIDE = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Where processes share the tests, what takes longest comes first, so that none is left to wait at the end."""
+    """On Windows, what needs the signals of other systems is skipped. And where processes share the tests, what takes
+    longest comes first, so that none is left to wait at the end."""
+    if os.name == "nt":
+        for item in items:
+            if item.get_closest_marker("posix"):
+                item.add_marker(pytest.mark.skip("Windows has no such signals"))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: (item.path.suffix != ".ipynb", item.path.parent.name != "site"))
 

@@ -432,6 +432,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.posix
 def test_a_killed_process_leaves_a_state_that_the_next_one_goes_on_from(tmp_path, monkeypatch):
     """SIGKILL at some moment; the state file is whole, and the end is the same."""
     state, here = tmp_path / "aa.state", os.path.dirname(__file__)

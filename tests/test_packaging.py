@@ -1,5 +1,6 @@
 """The files around the package agree with each other, and the package can be shipped."""
 
+import ast
 import importlib.metadata
 import io
 import os
@@ -256,6 +257,18 @@ def test_a_vendored_package_that_lacks_a_file_replaces_nothing(monkeypatch, vend
     vendoring_fails("has no file like")
 
 
+def test_every_text_file_is_opened_with_its_encoding():
+    """The default is UTF-8 on Linux and macOS only. (The tests' own texts are left out.)"""
+    for path in (path for path in sync.tracked() if path.suffix == ".py" and "tests" not in path.parts):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call):
+                name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+                told = any(keyword.arg == "encoding" for keyword in call.keywords)
+                binary = "b" in "".join(str(getattr(mode, "value", "")) for mode in call.args[1:2])
+                if name in ("read_text", "write_text") or (isinstance(call.func, ast.Name) and name == "open"):
+                    assert told or binary, f"{path.name}, line {call.lineno}: {ast.unparse(call)}"
+
+
 @pytest.fixture(scope="module")
 def in_wheel(wheel):
     """The names inside the wheel."""
@@ -293,7 +306,8 @@ BUILD = (
 
 def build(folder, *kinds, umask=0o022):
     """The archives of these kinds, built in that folder by another process."""
-    subprocess.run([sys.executable, "-c", BUILD, *kinds], cwd=folder, check=True, capture_output=True, umask=umask)
+    mask = {} if os.name == "nt" else {"umask": umask}
+    subprocess.run([sys.executable, "-c", BUILD, *kinds], cwd=folder, check=True, capture_output=True, **mask)
     return [next((folder / "dist").glob({"sdist": "*.tar.gz", "wheel": "*.whl"}[kind])) for kind in kinds]
 
 

@@ -7,8 +7,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
+import numpy
 import pytest
 import yaml
 from pybtex.database import parse_file
@@ -317,3 +319,20 @@ def test_hooks_and_continuous_integration_run_what_make_check_runs():
     assert all(hook["always_run"] and not hook["pass_filenames"] for hook in repository["hooks"])
     for name in ("test.yml", "release.yml"):
         assert "make check TORCH=cpu" in runs(ROOT / ".github" / "workflows" / name)
+
+
+# ---- Where the reference values come from ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "reference").glob("*.npz")), ids=lambda path: path.stem)
+def test_the_origin_of_every_reference_file_is_stated(path):
+    """The repository and the commit that the file itself names stand in the row for files of its name."""
+    with numpy.load(path) as arrays:
+        meta = json.loads(str(arrays["meta"]))
+    text = (path.parent / "README.md").read_text(encoding="utf-8")
+    if path.stem == "lr_schedules":
+        assert "`lr_schedules`" in text
+        return
+    rows = re.findall(r"^\| (\S+) \| `([0-9a-f]{40})` \| .* \| (.*) \|$", text, re.M)
+    found = [row[:2] for row in rows if any(fnmatch(path.stem, name) for name in re.findall(r"`([^`]+)`", row[2]))]
+    assert found == [(meta["official_repo"], meta["official_commit"])]

@@ -121,6 +121,7 @@ def wait_for(condition, process):
         time.sleep(0.02)
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_ctrl_c_and_kill_lose_no_finished_run(tiny, made):
     """Interrupted, then killed with no chance to tidy up: what was finished is kept, and the end is the same."""
@@ -151,6 +152,7 @@ def test_ctrl_c_and_kill_lose_no_finished_run(tiny, made):
     assert out.read_bytes() == before  # nothing left to do
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_a_killed_worker_costs_its_own_task_alone():
     me = "__import__('os').getpid()"

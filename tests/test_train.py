@@ -200,7 +200,6 @@ def test_ctrl_c_leaves_a_usable_run(digits, tmp_path):
 
 def test_ctrl_c_in_the_middle_of_a_step_lets_the_step_finish(digits):
     """A real signal, sent while a step is under way: the step is completed, and the handler is put back."""
-    import os
     import signal
 
     class Impatient(at.defenses.Standard):
@@ -209,7 +208,7 @@ def test_ctrl_c_in_the_middle_of_a_step_lets_the_step_finish(digits):
         def __call__(self, model, batch, progress):
             Impatient.calls += 1
             if Impatient.calls == 30:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return super().__call__(model, batch, progress)
 
     before = signal.getsignal(signal.SIGINT)
@@ -251,13 +250,12 @@ def test_a_failing_defense_may_still_tidy_up(digits):
 
 def test_ctrl_c_during_the_last_validation_is_not_lost(digits, monkeypatch):
     """Pressed when all steps are done: the run says so, and its caller does not go on as if nothing had happened."""
-    import os
     import signal
 
     from advtrain import loop
 
     def pressed(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return 0
 
     monkeypatch.setattr(loop, "count_correct", pressed)
@@ -266,13 +264,12 @@ def test_ctrl_c_during_the_last_validation_is_not_lost(digits, monkeypatch):
 
 def test_ctrl_c_that_kills_a_loaders_workers_is_still_ctrl_c(digits):
     """The workers of a DataLoader die of the same Ctrl-C, and it raises RuntimeError in their name."""
-    import os
     import signal
 
     class Dying(at.defenses.Standard):
         def __call__(self, model, batch, progress):
             if progress > 0.1:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
                 raise RuntimeError("DataLoader worker (pid 1) is killed by signal")
             return super().__call__(model, batch, progress)
 

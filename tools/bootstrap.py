@@ -91,10 +91,14 @@ def install_cpu_torch():
     """
     entries = locked_entries()
     pins = VENV / "torch-pins.txt"
-    pins.write_text("".join(entry.split("\\")[0].strip() + "\n" for entry in entries if TORCH.match(entry)))
+    pins.write_text(
+        "".join(entry.split("\\")[0].strip() + "\n" for entry in entries if TORCH.match(entry)), encoding="utf-8"
+    )
     pip("--no-deps", "--index-url", CPU_INDEX, "--requirement", pins)
     rest = VENV / "requirements-cpu.lock"
-    rest.write_text("".join(entry for entry in entries if not TORCH.match(entry) and not CUDA_ONLY.match(entry)))
+    rest.write_text(
+        "".join(entry for entry in entries if not TORCH.match(entry) and not CUDA_ONLY.match(entry)), encoding="utf-8"
+    )
     return rest
 
 

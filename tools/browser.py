@@ -35,7 +35,7 @@ def find():
 def debian():
     """Whether this is Debian itself with rights to install. Ubuntu's package of that name is something else."""
     release = Path("/etc/os-release")
-    return release.is_file() and "\nID=debian\n" in f"\n{release.read_text()}" and os.geteuid() == 0
+    return release.is_file() and "\nID=debian\n" in f"\n{release.read_text(encoding='utf-8')}" and os.geteuid() == 0
 
 
 def install():
