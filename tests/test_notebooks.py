@@ -250,7 +250,7 @@ SPOILED = {
     "a download by other means": (code("assert urlopen('https://example.com')"), "a download: 'urlopen'"),
     "a command that downloads": (code("assert True\n!advtrain data fetch cifar10"), "a download: 'data fetch'"),
     "a second installation": (code("assert True\n%pip install numpy"), "a download: 'pip install'"),
-    "a path in code": (code("assert open('/home/joe/x')"), "a path"),
+    "a path in code": (code("assert open('/opt/joe/x')"), "a path"),
     "a file beside the book": (code("assert open('results/digits.json')"), "a file of the repository"),
     "a file above": (code("assert open('../README.md')"), "a file of the repository"),
     "widgets without state": (lambda nb: nb.metadata["widgets"][run_notebook.STATE].pop("state"), "state"),

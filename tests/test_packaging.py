@@ -151,9 +151,9 @@ def test_repository_address_is_written_out_in_no_other_form():
 def test_no_file_names_a_private_place():
     forbidden = {
         "a home folder": r"/(?:home|root|Users)/\w",
-        "a file address": r"file:/{3}",
+        "a file address": r"file:/{3}[\w.]",
         "a package registry": r"\b(?:files\.pythonhosted|registry\.npmjs|conda\.anaconda|(?:test\.)?pypi)\.org\b",
-        "a package index": r"--(?:extra-)?index-url[ =]+(?!https://download\.pytorch\.org/whl/cpu\b)\S",
+        "a package index": r"--(?:extra-)?index-url[ =]+(?!https://download\.pytorch\.org/whl/cpu\b|\{CPU_INDEX\})\S",
         "another project's name": r"pip\d? install (?:-{1,2}\S+ )*[\"']?advtrain(?!-book)\b",
     }
     found = [
