@@ -15,6 +15,7 @@ whose derivatives with respect to g, x and γ are what `_Backward.backward` retu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ def _batch_norm(
 ) -> Tensor:
     if not training or x.numel() == x.shape[1]:  # of a single value per channel PyTorch complains itself
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    y: Tensor = _Forward.apply(x, weight, bias, running_mean, running_var, momentum, eps)
-    return y
+    apply: Callable[..., Tensor] = _Forward.apply
+    return apply(x, weight, bias, running_mean, running_var, momentum, eps)
 
 
 class _Forward(torch.autograd.Function):
@@ -63,7 +64,8 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         needed = list(ctx.needs_input_grad[:3])
-        grads = _Backward.apply(g, *ctx.saved_tensors, ctx.eps, needed)
+        apply: Callable[..., tuple[Tensor | None, ...]] = _Backward.apply
+        grads = apply(g, *ctx.saved_tensors, ctx.eps, needed)
         return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None, None, None
 
 

@@ -255,7 +255,7 @@ def _twin(model: nn.Module, device: torch.device | None = None) -> nn.Module:
     """A copy of the model as `fit` would train it."""
     twin = copy.deepcopy(model).to(device)
     if device is not None and device.type == "cuda":
-        twin.to(memory_format=torch.channels_last)
+        twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
     return twin if twin.training else twin.train()
 
 

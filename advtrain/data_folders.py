@@ -16,7 +16,7 @@ TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 TINY_COUNTS = {"classes": 200, "train": 100_000, "test": 10_000}
 
 
-def read_folder(folder: Path, size: int | None = None) -> dict[str, np.ndarray]:
+def read_folder(folder: Path, size: int | None = None) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of a folder of images, `folder/CLASS/*.png`, or with parts, `folder/train/CLASS/*.png` and so on.
 
     Of `train`, `test` and `val` the first must be there for the others to be looked at. With no `test`, `val` is it.
@@ -63,7 +63,7 @@ def read_folder(folder: Path, size: int | None = None) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndarray:
+def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndarray[Any, Any]:
     """Image files as one array: uint8, (N, H, W, 3), or (N, H, W) if all are grey; `size` as for `read_folder`.
 
     Raises:
@@ -74,7 +74,8 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
 
     from .pictures import opaque
 
-    shape, pixels, grey = None, np.empty(0), True
+    pixels: np.ndarray[Any, Any] = np.empty(0)
+    shape, grey = None, True
     for index, path in enumerate(paths):
         try:
             with Image.open(path) as file:
@@ -113,7 +114,7 @@ def _check_bits(image: Any, path: str | Path) -> None:
             raise DataError(f"{path} has pixels in {low}..{high}: convert it to 8 or 16 bits")
 
 
-def read_tiny_imagenet(root: Path, download: bool = False) -> dict[str, np.ndarray]:
+def read_tiny_imagenet(root: Path, download: bool = False) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of Tiny-ImageNet below `root`: its 100,000 training images, and as test images its validation part.
 
     The labels of its own test images were never published.

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,14 +40,14 @@ class Source:
     classes: tuple[str, ...] | None = None
     digests: dict[str, str] | None = field(default=None, repr=False)
     needs: str | None = None
-    read: Callable[[Path, bool], dict[str, np.ndarray]] | None = field(default=None, repr=False)
+    read: Callable[[Path, bool], dict[str, np.ndarray[Any, Any]]] | None = field(default=None, repr=False)
 
     @property
     def fetched(self) -> bool:
         """Whether it comes from its authors' server."""
         return bool(self.torchvision or self.read)
 
-    def from_torchvision(self, root: Path, download: bool) -> dict[str, np.ndarray]:
+    def from_torchvision(self, root: Path, download: bool) -> dict[str, np.ndarray[Any, Any]]:
         """The arrays as torchvision reads them below `root`."""
         from torchvision import datasets  # a second of import time that nobody should pay for the digits
 

@@ -125,7 +125,7 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, *, progress: bo
     return path
 
 
-def read_original(name: str, root: str | os.PathLike[str], download: bool = False) -> dict[str, np.ndarray]:
+def read_original(name: str, root: str | os.PathLike[str], download: bool = False) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of a known set from the files of its authors below `root`.
 
     Raises:
@@ -150,7 +150,7 @@ def read_original(name: str, root: str | os.PathLike[str], download: bool = Fals
         ) from error
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of an .npz file: x_train and y_train, and if there x_test and y_test, classes. Nothing is unpickled.
 
     Raises:

@@ -127,7 +127,7 @@ def as_dataset(
     return Dataset(name, data, val, test, shape, num_classes, classes, mean, std, augment, None, first)
 
 
-def channels_first(x: np.ndarray, name: str) -> np.ndarray:
+def channels_first(x: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
     """(N, H, W), (N, H, W, C) or (N, C, H, W) as a view (N, C, H, W); channels are fewer than rows and columns.
 
     Raises:
@@ -138,7 +138,7 @@ def channels_first(x: np.ndarray, name: str) -> np.ndarray:
     if x.ndim == 4 and x.shape[1] < min(x.shape[2:]):
         return x
     if x.ndim == 4 and x.shape[3] < min(x.shape[1:3]):
-        turned: np.ndarray = x.transpose(0, 3, 1, 2)
+        turned: np.ndarray[Any, Any] = x.transpose(0, 3, 1, 2)
         return turned
     hint = "a torch tensor is always read as (N, C, H, W)" if x.ndim == 4 else ""
     return bad(f"{name}.shape", x.shape, "(N, C, H, W), (N, H, W, C) or (N, H, W) beyond doubt", hint, kind=DataError)

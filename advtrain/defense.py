@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -183,8 +184,8 @@ def carry(value: Tensor, parameters: list[Tensor], gradients: list[Tensor]) -> T
         parameters: those that the gradient is with respect to.
         gradients: one for each parameter, of its shape.
     """
-    carried: Tensor = _Carry.apply(value.detach(), gradients, *parameters)
-    return carried
+    apply: Callable[..., Tensor] = _Carry.apply
+    return apply(value.detach(), gradients, *parameters)
 
 
 def trained(model: nn.Module) -> list[Tensor]:

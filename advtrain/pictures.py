@@ -46,7 +46,7 @@ def render(drawn: Any, source: str) -> Image.Image | str:
 def opaque(image: Image.Image) -> Image.Image:
     """An image as RGB of 8 bits: grey of 16 bits, which Pillow would clip, is scaled; what is transparent is white."""
     if image.mode.startswith("I"):
-        image = Image.fromarray(np.uint8(np.round(np.asarray(image).astype(float) / 257)))
+        image = Image.fromarray(np.round(np.asarray(image).astype(float) / 257).astype(np.uint8))
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
@@ -73,7 +73,7 @@ def from_array(array: Any, source: str) -> Image.Image:
     if not (low >= 0 and high <= 1):  # NaN too
         hint = "divide by 255" if low >= 0 and 2 < high <= 255 else "clamp it, look for NaN; show δ as 0.5 + δ / (2ε)"
         bad(f"(min, max) of {source}", (low, high), "in [0, 1]", hint)
-    image = Image.fromarray(np.uint8(np.round(array.astype(float) * 255))).convert("RGB")
+    image = Image.fromarray(np.round(array.astype(float) * 255).astype(np.uint8)).convert("RGB")
     image = ImageOps.scale(image, max(1, SIDE // max(image.size)), Image.Resampling.NEAREST)
     image.info = {EXACT: True}
     return image
@@ -120,7 +120,7 @@ def strip(images: Any, side: int = 48) -> Image.Image:
     gap, tiles = 3, []
     for array in images.detach().cpu().double().numpy():
         channels = array.repeat(3, 0) if len(array) == 1 else array
-        tile = Image.fromarray(np.uint8(np.round(channels.transpose(1, 2, 0) * 255)))
+        tile = Image.fromarray(np.round(channels.transpose(1, 2, 0) * 255).astype(np.uint8))
         larger = side // max(tile.size)
         tile = (
             ImageOps.scale(tile, larger, Image.Resampling.NEAREST) if larger else ImageOps.contain(tile, (side, side))
@@ -136,4 +136,4 @@ def strip(images: Any, side: int = 48) -> Image.Image:
 def _moved(image: Image.Image, candidate: Image.Image) -> int:
     """Levels by which some channel of some pixel differs at most."""
     before, after = (np.asarray(each, dtype=np.int16) for each in (image, candidate.convert("RGB")))
-    return int(abs(before - after).max())
+    return int(np.abs(before - after).max())

@@ -164,7 +164,7 @@ def fit(
     if several():
         agree(defense=defense.config, batches=len(loader), **run.options)
     if on_gpu:
-        model.to(memory_format=torch.channels_last)  # tensor cores want channels last
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]  # for tensor cores
     if not model.training:
         model.train()  # a model in evaluation mode comes from an earlier use; in training mode, frozen layers stay so
     with contextlib.ExitStack() as stack:

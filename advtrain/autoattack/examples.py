@@ -113,7 +113,7 @@ class Examples:
         if self.array is not None and not self.final:
             self.array.flush()
 
-    def finish(self) -> Tensor | numpy.ndarray | None:
+    def finish(self) -> Tensor | numpy.ndarray[Any, Any] | None:
         """The examples: the tensor, or the array mapped from the file under its final name."""
         if self.path is None:
             return self.tensor

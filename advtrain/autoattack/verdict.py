@@ -39,7 +39,7 @@ class AutoAttackReport(Report):
     version: str = "standard"
     attacks: tuple[str, ...] = ()
     broken_by: Tensor | None = field(default=None, compare=False)
-    x_adv: Tensor | numpy.ndarray | None = field(default=None, compare=False)
+    x_adv: Tensor | numpy.ndarray[Any, Any] | None = field(default=None, compare=False)
     path: str | None = None
     passes: dict[str, int] = field(default_factory=dict, compare=False)
 

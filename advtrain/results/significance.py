@@ -190,7 +190,7 @@ def sign_flip(values: Sequence[float]) -> float:
     """
     if not 1 <= len(values) <= MOST_SEEDS:
         bad("len(values)", len(values), f"in 1..{MOST_SEEDS}", "the t test is for many")
-    sums = numpy.zeros(1)
+    sums: numpy.ndarray[Any, Any] = numpy.zeros(1)
     for value in values:
         sums = numpy.concatenate([sums + value, sums - value])
     enough = abs(math.fsum(values)) - 1e-12 * math.fsum(map(abs, values))  # ties are ties, however they are rounded
