@@ -99,6 +99,20 @@ def test_holm_rejects_step_by_step(values):
         assert rejected == {i for i, p in enumerate(found) if p <= alpha}
 
 
+@pytest.mark.parametrize(
+    ("pair", "hint"),
+    [
+        (("fast", "pgd"), r"the other way round, \['pgd', 'fast'\]"),
+        (("pgd", "pgd"), "of two methods"),
+        (("pgd", "fats"), "did you mean 'fast'"),
+        ("pgd", "two labels"),
+    ],
+)
+def test_a_pair_that_was_not_tested_is_named(pair, hint):
+    with pytest.raises(at.errors.ArgumentError, match=hint):
+        at.compare(trials(5))[pair]
+
+
 def test_runs_are_paired_by_seed_whatever_their_order():
     groups = trials(5)
     shuffled = {name: group[::-1] for name, group in groups.items()}

@@ -84,7 +84,14 @@ class PairedTests:
         if isinstance(pair, int):
             return self.tests[pair]
         there = {(test.difference.a, test.difference.b): test for test in self.tests}
-        one_of("pair", pair, there)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            bad("pair", pair, "a number, or two labels", 'tests["pgd", "fgsm"]')
+        for label in pair:
+            one_of("pair", label, dict.fromkeys(name for names in there for name in names))
+        first, second = pair
+        if pair not in there:
+            turned = f"the other way round, [{second!r}, {first!r}]" if (second, first) in there else "of two methods"
+            bad("pair", pair, turned, "a test is of the first method's accuracy minus the second's")
         return there[pair]
 
     def adjusted(self, test: str) -> list[float | None]:
