@@ -15,6 +15,7 @@ the model's layers and PyTorch's random state are put back afterwards.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class TensorBoard:
         FileError: the folder cannot be written, or has the events of another run.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | os.PathLike[str]):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

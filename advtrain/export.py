@@ -13,13 +13,14 @@ import dataclasses
 import hashlib
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checks import check_model
 from .dataset import Dataset
+from .defense import Defense
 from .errors import ModelError, bad, check_kind
 from .files import atomic, check_writable, write_json
 from .models import Normalize
@@ -29,9 +30,6 @@ from .recipe import check_network
 from .rng import Rng
 from .runs import save_weights, spec_of
 from .threat import Threat, format_eps
-
-if TYPE_CHECKING:
-    from .defense import Defense
 
 FORMAT = 1
 CLOSE = 1e-4

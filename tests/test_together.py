@@ -89,11 +89,16 @@ def fit_stream(loader):
     return at.fit(model, at.defenses.FGSM(THREAT), loader, **options).model.state_dict()
 
 
+def stop(run):
+    raise at.callbacks.Stop("enough")
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {name: train(name) for name in NAMES}
     found["average"] = train("fgsm", batch_norm=True, ema=0.8, select="best", out=f"{folder}/run")
+    found["stopped"] = train("fgsm", callbacks=[stop])
     found["again"] = refusal(lambda: train("fgsm", out=f"{folder}/run"))
     found["out"] = refusal(lambda: train("fgsm", out=f"{folder}/one" if rank == 0 else None))
     found["device"] = refusal(lambda: train("fgsm", device="cuda"))
@@ -159,6 +164,12 @@ def test_averaged_weights_and_running_statistics_are_the_same_everywhere_and_the
     loaded = at.load_run(folder / "run", model=network(batch_norm=True), data=data())
     assert same(loaded.model.state_dict(), first["weights"]) and loaded.status == "finished"
     assert loaded.provenance["processes"] == 2
+
+
+def test_a_callback_of_the_first_process_ends_the_training_of_all(both):
+    first, second = (found["stopped"] for found in both)
+    assert same(first["weights"], second["weights"]) and len(json.loads(second["history"])) == 1
+    assert first["notes"] == second["notes"] and first["notes"][-1] == "stopped after 1 of 2 epochs: enough"
 
 
 def test_what_is_refused_is_refused_everywhere_and_nobody_waits(both):
@@ -279,6 +290,7 @@ with at.joined("cpu") as rank:
 """
 
 
+@pytest.mark.posix
 def test_a_killed_process_ends_the_job_and_leaves_the_last_whole_epoch(tmp_path):
     script = Path(tmp_path / "dying.py")
     script.write_text(DYING)
