@@ -185,7 +185,7 @@ def seen(monkeypatch):
     """What `advtrain train` was about to do: names of data and model, the model's options, arguments of the rest."""
     seen = {}
 
-    def catch(defense, data, model, model_options, judge, report, part):
+    def catch(defense, data, model, model_options, judge, report, tensorboard, part):
         seen.update(part | {"data": data, "model": model, "model_options": model_options})
 
     monkeypatch.setattr("advtrain.cli.train", catch)
