@@ -187,11 +187,31 @@ def test_running_statistics_move_as_often_as_the_method_says(name):
         loss_of(ready(name, model, bn=bn), model, batch_of())
         counts[bn] = moves(model)
     assert counts["train"] >= counts["eval"] == counts["batch"] >= 1
-    assert (counts[default], counts["eval"]) == MOVES[name]
+    found = counts[default], counts["eval"]
+    assert found == MOVES.get(name), f'they move as "{name}": {found}; if the authors\' do, say so in MOVES'
 
 
 def test_every_defense_is_listed_here_with_what_is_particular_to_it():
-    assert MOVES.keys() == set(NAMES) and set(NAMES) > DRAWS_NOTHING
+    assert MOVES.keys() == set(NAMES), f"MOVES, at the top of this file, differs in {MOVES.keys() ^ set(NAMES)}"
+    assert set(NAMES) > DRAWS_NOTHING
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_defense_is_a_dataclass_with_a_name_and_a_first_line_of_its_own(name):
+    """Without these it would train, and be listed, with the options or the text of its base."""
+    kind = at.defenses.DEFENSES[name]
+    own = vars(kind)
+    assert "__dataclass_fields__" in own, "it lacks @dataclass: its fields are no options"
+    assert name and own.get("name") == name, "it lacks `name: ClassVar[str]`"
+    fields = {field.name for field in dataclasses.fields(kind)}
+    assert "name" not in fields, "`name` is to be a ClassVar[str], or it becomes an option"
+    assert not kind.__doc__.startswith(f"{kind.__name__}("), "it lacks a docstring: dataclass wrote this one"
+
+
+def test_one_line_registers_a_defense_and_no_two_share_a_name():
+    public = {name for name, value in vars(at.defenses).items() if isinstance(value, type)} & set(at.defenses.__all__)
+    registered = [kind.__name__ for kind in at.defenses.DEFENSES.values()]
+    assert public - {"Defense"} == set(registered), "a name that is taken, or a class that is not in __all__"
 
 
 # -- the images --------------------------------------------------------------------------------------------------------

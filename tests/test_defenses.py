@@ -230,36 +230,3 @@ def test_running_statistics_move_as_the_bn_mode_says(bn):
 def test_impossible_settings_are_refused_by_name(make, message):
     with pytest.raises(at.errors.ArgumentError, match=message):
         make()
-
-
-def test_a_new_defense_needs_one_class_and_nothing_else(monkeypatch):
-    """What CONTRIBUTING promises: register a class, and the loop, JSON and the command line know it."""
-    from dataclasses import dataclass
-    from typing import ClassVar
-
-    from advtrain.cli import main
-    from advtrain.defense import Defense, Step
-
-    @dataclass
-    class Noise(Defense):
-        """Train on uniform noise.
-
-        Args:
-            scale: width of the noise in units of ε.
-        """
-
-        scale: float = 1.0
-        name: ClassVar[str] = "noise"
-
-        def __call__(self, model, batch, progress):
-            x = self.threat.random_start(batch.x, batch.rng("noise"))
-            logits = model(x)
-            return Step(self.criterion(logits, batch.y), logits, x - batch.x)
-
-    monkeypatch.setitem(at.defenses.DEFENSES, "noise", Noise)
-    digits = at.load_data("digits")
-    run = at.fit(at.build_model("small-cnn", digits, width=4), Noise(at.Threat("linf", 0.1)), digits, epochs=5)
-    assert run.history[-1]["val_clean"] > 0.5
-    assert at.defenses.from_config(run.defense.config) == run.defense
-    options = {option.name: option.help for option in main.commands["train"].get_command(None, "noise").params}
-    assert options["scale"] == "width of the noise in units of ε."

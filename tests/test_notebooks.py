@@ -141,7 +141,8 @@ def test_the_book_says_how_to_cite(name):
     """In a paragraph or in a row of a table: the paper, a link to it, and the class in the package."""
     wanted = rf"`(at\.defenses\.)?{at.defenses.DEFENSES[name].__name__}`"
     parts = [part for text in lint_notebooks.sources() for part in re.split(r"\n\n|\n(?=\|)", text)]
-    assert any("{cite:t}" in part and "](https://" in part and re.search(wanted, part) for part in parts)
+    found = any("{cite:t}" in part and "](https://" in part and re.search(wanted, part) for part in parts)
+    assert found, f"no paragraph of a chapter has a {{cite:t}}, a link and {wanted}: see 'Cite as:' in CONTRIBUTING.md"
 
 
 def test_labels_of_exercises_are_free_of_repetitions_throughout_the_book():

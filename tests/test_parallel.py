@@ -35,7 +35,7 @@ NAMES = list(at.defenses.DEFENSES)
 
 
 def test_every_defense_says_whether_its_loss_is_a_mean_over_images():
-    assert LOSSES.keys() == set(NAMES)
+    assert LOSSES.keys() == set(NAMES), f"LOSSES, at the top of this file, differs in {LOSSES.keys() ^ set(NAMES)}"
 
 
 class Rows(at.Rng):
