@@ -197,7 +197,7 @@ def bare(tmp_path_factory):
 
 
 def outputs(cell):
-    """What can be compared between two runs: texts, not pixels. In how many pieces something is printed means nothing."""
+    """What can be compared between two runs: texts, not pixels. In how many pieces it is printed means nothing."""
     streams = [output for output in cell.outputs if output.output_type == "stream"]
     printed = {name: "".join(stream.text for stream in streams if stream.name == name) for name in ("stdout", "stderr")}
     return printed, [lint_notebooks.texts_of(output) for output in cell.outputs if output not in streams]
