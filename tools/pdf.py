@@ -30,12 +30,12 @@ LEFT_OUT = """script, .headerlink, .widget-subarea, .tag_hide-input > details, .
 .copybtn, .toctree-wrapper"""
 STYLE = """
 @page {
-  size: A4; margin: 22mm 22mm 24mm;
+  size: A4; margin: 20mm 18mm;
   @bottom-center { content: counter(page); font: 9pt sans-serif; color: #555; }
   @top-center { font: 8.5pt sans-serif; color: #555; }
 }
 @page front { @bottom-center { content: none; } }
-html { font-size: 9.6pt; scroll-padding: 0; }
+html { font-size: 9pt; scroll-padding: 0; }
 html body { background: white; color: black; display: block; line-height: 1.45; margin: 0; min-height: 0; padding: 0; }
 .front { break-after: page; page: front; padding-top: 55mm; text-align: center; }
 .front .title { font-size: 30pt; font-weight: 600; line-height: 1.2; margin-bottom: 4mm; }
@@ -47,12 +47,13 @@ html body { background: white; color: black; display: block; line-height: 1.45; 
 .listing .part { font-weight: 600; margin-top: 5mm; }
 .listing .part::before { border: 0; }
 .listing .depth-1 { padding-left: 6mm; }
+.listing .depth-2 { padding-left: 12mm; }
 a, a:visited { text-decoration: none; }
 article.bd-article { break-before: page; padding: 0; }
-article.bd-article.depth-1 { break-before: auto; margin-top: 12mm; }
-.bd-article :is(h1, h2, h3, h4, h5) { break-after: avoid; line-height: 1.2; margin: 1.6em 0 .6em; }
+article.bd-article:not(.depth-0) { break-before: auto; margin-top: 12mm; }
+.bd-article :is(h1, h2, h3, h4, h5, h6) { break-after: avoid; line-height: 1.2; margin: 1.6em 0 .6em; }
 .bd-article h1 { font-size: 22pt; margin-top: 0; } .bd-article h2 { font-size: 15pt; }
-.bd-article h3 { font-size: 12.5pt; } .bd-article :is(h4, h5) { font-size: 11pt; }
+.bd-article h3 { font-size: 12.5pt; } .bd-article :is(h4, h5, h6) { font-size: 11pt; }
 .bd-article :is(img, svg) { break-inside: avoid; max-width: 100% !important; max-height: 225mm; height: auto; }
 .bd-article p { orphans: 2; widows: 2; }
 .bd-article dt { break-after: avoid; }
@@ -145,7 +146,7 @@ class Article:
         self.to_the_end(soup)
         self.refer(folder, pages)
         for heading in self.body(re.compile("^h[1-5]$")) if depth else ():
-            heading.name = f"h{int(heading.name[1]) + depth}"
+            heading.name = f"h{min(6, int(heading.name[1]) + depth)}"
         self.body["id"], self.body["class"] = name_of(page), ["bd-article", f"depth-{depth}"]
 
     def refer(self, folder, pages):
@@ -253,7 +254,7 @@ def print_page(source, out):
         chromium = playwright.chromium.launch(executable_path=path)
         if int(chromium.version.partition(".")[0]) < OLDEST:
             sys.exit(f"{path} is Chromium {chromium.version}; page numbers need {OLDEST} or newer: update it.")
-        page = chromium.new_page(viewport={"width": 627, "height": 900})  # the column's width, at 96 dots per inch
+        page = chromium.new_page(viewport={"width": 657, "height": 900})  # the column's width, at 96 dots per inch
         foreign = []
         page.on(
             "request",
