@@ -16,7 +16,7 @@ from .autoattack import VERSIONS
 from .autoattack import autoattack as judge
 from .checks import check_model, check_threat
 from .data import Split, as_split
-from .errors import ModelError, at_least, bad, is_real, one_of
+from .errors import ModelError, at_least, bad, check_kind, is_real, one_of
 from .modes import attacking, evaluating, place
 from .progress import progress_bar
 from .report import Report, Row
@@ -135,6 +135,7 @@ def check_subject(model: nn.Module, split: Split, threat: Threat, batch_size: in
     """
     at_least("batch_size", batch_size, 1)
     check_threat(threat)
+    check_kind("model", model, nn.Module, "the order is evaluate(model, data, threat)")
     device, dtype = place(model)
     check_model(model, split[:2].to(device).images(dtype=dtype), int(split.y.max()) + 1)
     check_box(split.x, threat)

@@ -163,7 +163,10 @@ def interpret(rows: dict[str, Row], *, warned: bool = False) -> list[str]:
     if masked(fgsm.accuracy, pgd.accuracy) and fgsm.interval[0] > pgd.interval[1]:
         words = f"Gradient masking: {figures}. The model fools the single step; its FGSM accuracy says nothing."
     elif fgsm.correct < pgd.correct:
-        words = f"Odd: {figures}, although it is the stronger attack. Look for masked gradients, or too few steps."
+        words = f"Odd: {figures}. Either its steps are too few and short to cross the ball, or gradients are masked."
+    elif "clean" in rows and rows["clean"].accuracy < GUESSED and pgd.accuracy < 0.05:
+        clean = f"{rows['clean'].accuracy:.1%} of the clean images are right, so attacks have next to nothing to break"
+        words = f"Nothing to judge: {clean}. Are these the classes in the network's order, and its normalisation?"
     elif pgd.accuracy < 0.05:
         words = "Not robust: PGD breaks nearly every image."
     elif pgd.accuracy < (1 - CURVED) * fgsm.accuracy:
@@ -188,6 +191,7 @@ few points."""
 # What PGD takes of FGSM's accuracy, from which on there is talk of masking, or of curvature; and the FGSM accuracy
 # below which there is nothing to mask. On the digits at ε = 0.3, FGSM-AT is above MASKED and PGD-AT below (test_story).
 MASKED, CURVED, SIZEABLE = 2 / 3, 1 / 3, 0.3
+GUESSED = 0.15  # clean accuracy that guessing among ten classes may reach
 
 
 def masked(fgsm: float, pgd: float) -> bool:

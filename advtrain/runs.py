@@ -240,4 +240,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ArgumentError(f"model does not fit the weights in {path}: {error}") from error
+        hint = ""
+        if "normalize." in str(error) and "normalize.mean" in state:
+            n = state["normalize.mean"].numel()
+            hint = (
+                f". Wrap your network: at.load_model(net, mean=[0.5] * {n}, std=[0.5] * {n}), say, for that of the run "
+            )
+            hint += "was normalised, and its values replace these"
+        raise ArgumentError(f"model does not fit the weights in {path}: {error}{hint}") from error

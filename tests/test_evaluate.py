@@ -22,6 +22,12 @@ def model(digits):
     return at.fit(net, at.defenses.FastAT(THREAT), digits, epochs=8, validate_every=0).model
 
 
+@pytest.mark.parametrize("wrong", ["weights.pt", nn.Linear, None])
+def test_what_is_no_network_is_named(digits, wrong):
+    with pytest.raises(at.errors.ArgumentError, match="is not a Module: the order is evaluate"):
+        at.evaluate(wrong, digits.test, THREAT)
+
+
 def test_counts_are_those_of_a_plain_loop(digits, model):
     report = at.evaluate(model, digits.test, THREAT)
     x, y = digits.test.images(), digits.test.y
@@ -94,6 +100,8 @@ def test_the_words_follow_the_figures():
     assert "far from linear" in interpret(rows(600, 300))[0]
     assert interpret(rows(80, 0))[0].startswith("Not robust")  # an undefended model masks nothing
     assert interpret(rows(300, 320))[0].startswith("Odd")
+    guessing = rows(20, 0) | {"clean": Row("clean", 100, 1000)}
+    assert interpret(guessing)[0].startswith("Nothing to judge: 10.0%")  # what was never right no attack has broken
     assert "AutoAttack" in interpret(rows(440, 320))[-1]
     assert not interpret(rows(4, 1, total=10))[0].startswith("Gradient masking")  # too few images to say so
 

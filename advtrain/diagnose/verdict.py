@@ -15,6 +15,7 @@ from .gradients import Gradients
 from .signs import ALIGNED, STEEP, conduct_findings, gradient_cause, gradient_findings
 
 EVIDENCE = ("transfer", "black-box", "many-steps", "unbounded")  # they prove that something is wrong, and not what
+FEW = 64  # images, below which a difference between two attacks is chance unless it is large
 RIPPLE = 15.0  # promise, of what noise achieves: honest 1.7 to 6.3, ripples 20 and more
 
 
@@ -106,6 +107,8 @@ def words(found: tuple[Cause, ...], findings: tuple[Finding, ...], battery: Batt
         f"White-box attacks of many steps leave {float(white.double().mean()):.1%} of {n} images right, and those that "
         f"know less of the model find hardly more: all together leave {left}."
     )
+    if n < FEW:
+        text.append(f"So few as {n} images show only what is gross.")
     if notes := [finding.title for finding in findings if finding.verdict == "note"]:
         text.append(f"Worth a look, though no evidence: {', '.join(notes)}.")
     if checks["single-step"].verdict == "note":

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from ..errors import bad
 from ..report import Row
@@ -99,7 +100,14 @@ def bars(ax: Any, rows: list[Row], *, digits: int = 1) -> None:
     ax.set_axisbelow(True)
     shown = [kind for kind in LOOKS if kind in kinds]
     patches = [Patch(facecolor=LOOKS[kind][0], hatch=LOOKS[kind][1], edgecolor="white", label=kind) for kind in shown]
-    ax.legend(handles=patches, fontsize=8, loc="lower right")
+    below = ax.transAxes + ScaledTranslation(0, -0.45, cast(Figure, ax.figure).dpi_scale_trans)  # inches
+    beside: dict[str, Any] = {
+        "loc": "upper left",
+        "bbox_to_anchor": (0, 0),
+        "bbox_transform": below,
+        "borderaxespad": 0,
+    }
+    ax.legend(handles=patches, fontsize=8, ncols=2, frameon=False, **beside)
 
 
 def percent(axis: Any) -> None:
