@@ -19,8 +19,8 @@ import run_notebook  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 
-START = "```{exercise-start} One\n:label: ex-one\n```"
-SOLUTION = "```{solution-start} ex-one\n:class: dropdown\n```"
+START = ":::{exercise-start} One\n:label: ex-one\n:::"
+SOLUTION = ":::{solution-start} ex-one\n:class: dropdown\n:::"
 TEXT = """# Title
 
 ~~~
@@ -82,8 +82,8 @@ def stored(tmp_path_factory):
     """A small notebook as the runner stores it, and as it stores it after one more run."""
     cells = [nbformat.v4.new_markdown_cell(TEXT)]
     cells += [nbformat.v4.new_code_cell(code) for code in (INSTALL, FIGURE, "assert 1 + 1 == 2\nprint('two')")]
-    cells += [nbformat.v4.new_markdown_cell(text) for text in (START, "```{exercise-end}\n```", SOLUTION)]
-    cells += [nbformat.v4.new_code_cell("2 + 2"), nbformat.v4.new_markdown_cell("```{solution-end}\n```")]
+    cells += [nbformat.v4.new_markdown_cell(text) for text in (START, ":::{exercise-end}\n:::", SOLUTION)]
+    cells += [nbformat.v4.new_code_cell("2 + 2"), nbformat.v4.new_markdown_cell(":::{solution-end}\n:::")]
     cells[1].metadata["tags"] = ["nbval-skip"]
     path = tmp_path_factory.mktemp("notebook") / "example.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
@@ -154,7 +154,7 @@ CHAPTER = ROOT / "book" / "02-adversarial-training.ipynb"
 SPOILED_CHAPTER = {
     "nothing about hardware": (text("**Hardware:**", "Hardware:"), "first cell"),
     "no further reading": (text("## Further reading", "## More", cell=-1), "Further reading"),
-    "two exercises": (text("```{exercise-start}", "```{exercise}", cell="{exercise-start} The books"), "2 exercises"),
+    "two exercises": (text(":::{exercise-start}", ":::{exercise}", cell="{exercise-start} The books"), "2 exercises"),
     "no widget": (lambda nb: [cell.update(outputs=[]) for cell in nb.cells if cell.cell_type == "code"], "kernel"),
     "an equation out of order": (text(r"\tag{2.1}", r"\tag{2.9}", cell=r"\tag{2.1}"), "equations are to be numbered"),
     "a numbered formula that Sphinx would split": (
@@ -267,6 +267,7 @@ SPOILED = {
     "two titles, one underlined": (text("## Quiz", "Quiz\n===="), "level 1"),
     "a level skipped": (text("## Quiz", "### Quiz"), "skips"),
     "no solution": (text("ex-one", "ex-two", cell=6), "solution"),
+    "a solution in backticks": (text(":::{solution-start}", "```{solution-start}", cell=6), "empty box"),
     "no label": (text(":label: ex-one", "", cell=4), "solution"),
     "a solution that is not folded": (text(":class: dropdown", "", cell=6), "folded"),
     "solutions without code": (lambda nb: nb.cells.pop(7), "holds code"),

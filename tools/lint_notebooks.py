@@ -164,16 +164,20 @@ def in_exercises(notebook):
     """What is wrong with the exercises: each has a label, and a folded solution with code that ran or with text."""
     labels, solved, inside = [], {}, None
     for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (
+            fenced := re.search(r"^```\{(?:exercise|solution)-\w+\}", cell.source, re.M)
+        ):
+            yield f"{fenced[0]} is an empty box outside the site: write ::: in place of ```"
         first = cell.source.splitlines()[:1]
-        if cell.cell_type == "markdown" and first and first[0].startswith("```{exercise-start}"):
+        if cell.cell_type == "markdown" and first and first[0].startswith(":::{exercise-start}"):
             found = re.search(r"^:label: (ex-\S+)$", cell.source, re.M)
             labels.append(found[1] if found else f"{first[0]} (no label ex-...)")
-        elif cell.cell_type == "markdown" and first and first[0].startswith("```{solution-start}"):
+        elif cell.cell_type == "markdown" and first and first[0].startswith(":::{solution-start}"):
             inside = first[0].split()[-1]
             solved[inside] = False
             if "\n:class: dropdown" not in cell.source:
                 yield f"the solution of {inside} is not folded"
-        elif cell.cell_type == "markdown" and first and first[0].startswith("```{solution-end}"):
+        elif cell.cell_type == "markdown" and first and first[0].startswith(":::{solution-end}"):
             inside = None
         elif inside and cell.cell_type == "code":
             solved[inside] = True
@@ -190,7 +194,7 @@ def figures(notebook):
     exercise = False
     for place, cell in enumerate(notebook.cells):
         first = cell.source.partition("\n")[0]
-        exercise = first.startswith("```{exercise-start}") or (exercise and "{solution-end}" not in first)
+        exercise = first.startswith(":::{exercise-start}") or (exercise and "{solution-end}" not in first)
         data = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
         if not exercise and data & {*PICTURES, VIEW}:
             texts = (after.source for after in notebook.cells[place + 1 :] if after.cell_type == "markdown")
@@ -211,7 +215,7 @@ def in_chapter(notebook, number, tags=()):
         yield f"its first cell begins paragraphs with {list(HEAD)}, not {head}"
     if missing := [title for title in SECTIONS if f"\n## {title}\n" not in f"\n{text}\n"]:
         yield f"has no section {missing}"
-    if (count := text.count("```{exercise-start}")) < 3:
+    if (count := text.count(":::{exercise-start}")) < 3:
         yield f"has {count} exercises; three are the least"
     if not shown(notebook):
         yield "has no figure that answers without a kernel: use advtrain.widgets"
