@@ -188,7 +188,7 @@ def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None, *, 
     if not isinstance(logits, Tensor):
         where = 0 if isinstance(logits, (tuple, list)) else "logits"
         raise ModelError(
-            f"the model returns a {type(logits).__name__}, not a tensor of logits (B, K): wrap it, as "
+            f"the model returns an object of type {type(logits).__name__}, not a tensor of logits (B, K): wrap it, as "
             f"at.load_model(model, pick={where!r}) does"
         )
     if logits.is_meta:

@@ -30,10 +30,11 @@ from .errors import AdvtrainError
 from .evaluate import evaluate
 from .files import check_writable, write_json
 from .models import MODELS, build_model
-from .options import field_options, name_values, preset_options, signature_options, summary, with_preset
+from .options import DATA_HELP, field_options, name_values, preset_options, signature_options, summary, with_preset
 from .presets import PRESETS
 from .processes import first_alone, first_before_others, joined, rank, several
 from .provenance import version
+from .results.table import count
 from .runs import Run
 from .schedules import SCHEDULES
 from .threat import Threat
@@ -83,7 +84,7 @@ class _Train(click.Group):
                 ["--data", "data_name"],
                 default="digits",
                 show_default=True,
-                help="digits, mnist, cifar10, …, an .npz file, or ./FOLDER with a folder of images for each class.",
+                help=DATA_HELP,
             ),
             click.Option(
                 ["--model", "model_name"], type=click.Choice(list(MODELS)), help="By default one that suits the data."
@@ -167,8 +168,8 @@ def tell(run: Run, judge: bool, report_path: str | None, part: dict[str, dict[st
     if run.history:
         last = run.history[-1]
         click.echo(
-            f"{run.status} after {len(run.history)} epochs: loss {last['loss']:.3f}, accuracy on its own training "
-            f"images {last['accuracy']:.1%}; weights of epoch {run.best_epoch}"
+            f"{run.status} after {count(len(run.history), 'epoch')}: loss {last['loss']:.3f}, accuracy on its own "
+            f"training images {last['accuracy']:.1%}; weights of epoch {run.best_epoch}"
         )
     if judge and run.status == "finished":
         options = {name: part["fit"][name] for name in ("seed", "progress")}

@@ -31,6 +31,7 @@ def diagnose_command(
     \b
         advtrain diagnose runs/fast-at
         advtrain diagnose --model package.module:factory --weights weights.pt --data cifar10 --eps 8/255
+        advtrain diagnose --model mynet.py:Net --weights mynet.pt --data ./photographs --size 64 --eps 4/255
     """
     for path in filter(None, (plot, out)):
         check_writable(path.parent, holding=path.name, overwrite=True)

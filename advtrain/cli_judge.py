@@ -27,7 +27,7 @@ from .factories import without_folder
 from .files import check_writable, write_json
 from .foreign import open_model
 from .modes import place
-from .options import PROGRESS, Numbers, Radius, name_values, refuse
+from .options import DATA_HELP, PROGRESS, Numbers, Radius, name_values, refuse
 from .provenance import provenance
 from .report import Report
 from .runs import Run, load_run
@@ -68,8 +68,9 @@ NETWORK = (
     click.option("--mean", type=Numbers(), help="Normalisation that it expects: what to subtract, in [0, 1]."),
     click.option("--std", type=Numbers(), help="Normalisation that it expects: what to divide by, in (0, 1]."),
     click.option("--pick", metavar="KEY", help="Where the logits are, if it returns more: logits, or 0 of a tuple."),
-    click.option("--data", metavar="NAME", help="The data set to judge it by, or an .npz file."),
+    click.option("--data", metavar="NAME", help=f"What to judge it by: {DATA_HELP}"),
     click.option("--root", metavar="FOLDER", help="The data folder; by default ADVTRAIN_DATA, or the user's cache."),
+    click.option("--size", type=click.IntRange(min=1), help="Images of ./FOLDER are scaled and cropped to this size."),
     click.option("--norm", type=click.Choice(NORMS), help="The norm of the threat: linf unless given."),
 )
 SHARED = (
@@ -145,10 +146,10 @@ def _of_run(folder: Path, eps: float | None, split: str, limit: int | None, seed
 
 def _of_network(
     model: str, model_option: tuple[str, ...], weights: str | None, weights_key: str | None, mean: Any, std: Any,
-    pick: str | None, data: str, root: str | None, norm: str | None, eps: float, split: str, limit: int | None,
-    seed: int, device: str,
+    pick: str | None, data: str, root: str | None, size: int | None, norm: str | None, eps: float, split: str,
+    limit: int | None, seed: int, device: str,
 ) -> Subject:  # fmt: skip
-    threat, found = Threat(norm or "linf", eps), load_data(data, root=root)
+    threat, found = Threat(norm or "linf", eps), load_data(data, root=root, size=size)
     images, about = _images(found, split, limit, "this data set has none")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does: a factory may be a file beside the user
@@ -169,7 +170,9 @@ def _images(data: Dataset, split: str, limit: int | None, why: str) -> tuple[Spl
         raise ArgumentError(f"split={split!r} is not there: {why}")
     images = images[:limit] if limit else images
     digest = hashlib.sha256(pixel_bytes(images.x).tobytes() + images.y.numpy().astype("<i8").tobytes()).hexdigest()
-    return images, {"name": data.name, "split": split, "images": len(images), "sha256": digest}
+    size = (data.spec or {}).get("size")
+    scaled = {"size": size} if size else {}
+    return images, {"name": data.name, **scaled, "split": split, "images": len(images), "sha256": digest}
 
 
 def _portable(command: str) -> str:

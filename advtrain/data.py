@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .data_known import SOURCES, Source
 from .data_sources import data_names, data_root, fetch, locate, read
-from .data_user import as_dataset, as_split
+from .data_user import as_dataset, as_split, check_augment
 from .dataset import Dataset, Split, assemble, check_seed, count_classes
 from .errors import DataError, at_least, bad
 
@@ -37,6 +37,7 @@ def load_data(
     root: str | os.PathLike[str] | None = None,
     val: float | int = 0.1,
     size: int | None = None,
+    augment: bool | None = None,
     seed: int = 0,
     download: bool = False,
 ) -> Dataset:
@@ -49,17 +50,19 @@ def load_data(
 
     Args:
         name: `"digits"` (in the package), `"mnist"`, `"fashion-mnist"`, `"cifar10"`, `"cifar100"`, `"svhn"` (its
-            files need scipy), `"tiny-imagenet"`; the name of any other .npz file in the data folder; or a path, with a
-            slash in it or ending in `.npz`. An .npz file holds `x_train`, `y_train` and, if you like, `x_test`,
-            `y_test` (else a fifth is taken for them) and `classes`; images are uint8 in 0..255 or floating in [0, 1],
-            (N, H, W), (N, H, W, C) or (N, C, H, W). Nothing in it is unpickled. A folder holds one folder of image
-            files for each class, or such folders in `train`, `test` and `val`, of which the first is needed.
+            files need scipy), `"tiny-imagenet"`; the name of any other .npz file in the data folder; or a path: a
+            `pathlib.Path`, or text with a slash in it or ending in `.npz`. An .npz file holds `x_train`, `y_train`
+            and, if you like, `x_test`, `y_test` (else a fifth is taken for them) and `classes`; images are uint8 in
+            0..255 or floating in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W). Nothing in it is unpickled. A folder
+            holds one folder of image files for each class, or such folders in `train`, `test` and `val`, of which the
+            first is needed.
         root: the data folder; else `$ADVTRAIN_DATA`, else `advtrain` in the user's cache folder. What torchvision
             left there is read, too.
         val: share in [0, 1) of the training images to set aside for validation, or their number; 0 for none. A share
             is rounded to whole images. A folder's own `val` beside `test` comes first.
         size: images of a folder are scaled and cropped around the middle to `size` x `size` pixels.
-        seed: salts the hash by which they are chosen; at least 0.
+        augment: train with random crops and flips; if not given, on the sets on which the literature does.
+        seed: salts the hash by which the images for validation are chosen; at least 0.
         download: fetch a known set that is not here.
 
     Returns:
@@ -72,11 +75,12 @@ def load_data(
         DataError: a file of your own holds what must not be trained on.
     """
     seed, size = check_seed(seed), size if size is None else at_least("size", size, 1)
+    check_augment(augment)
     path = locate(name, root, download)
-    own = path.is_dir() and str(name) not in SOURCES
+    own = path.is_dir() and (isinstance(name, os.PathLike) or name not in SOURCES)
     title = path.stem if path.suffix == ".npz" else path.resolve().name if own else str(name)
     source = Source("") if own else SOURCES.get(title, Source(""))
-    arrays = read(path, os.fspath(name) if own else title, size)
+    arrays = read(path, str(path.absolute()) if own else title, size)
     if "classes" in arrays and arrays["classes"].ndim != 1:
         bad(f"{title} classes", arrays["classes"].shape, "of shape (K,), one name for each class", kind=DataError)
     classes = source.classes or tuple(map(str, arrays.get("classes", ())))
@@ -88,7 +92,9 @@ def load_data(
     }
     classes = classes or tuple(map(str, range(count_classes(*(part.y for part in parts.values())))))
     spec = {"name": os.fspath(name), "val": val, "seed": seed, **({"size": size} if own else {})}
-    if os.fspath(name) != title:
+    if augment is not None:
+        spec["augment"] = augment
+    if own or os.fspath(name) != title:
         spec["name"] = str(path.absolute())
     elif root is not None:
         spec["root"] = str(Path(root).expanduser().absolute())
@@ -99,7 +105,7 @@ def load_data(
         seed=seed,
         name=title,
         classes=classes,
-        augment=source.augment,
+        augment=source.augment if augment is None else augment,
         spec=spec,
         digests=source.digests,
         origin=str(path),

@@ -54,7 +54,7 @@ def locate(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = N
     """The file or folder that holds a set.
 
     Args:
-        name: a data set's name, or the path of an .npz file or of a folder of images.
+        name: a data set's name, or the path of an .npz file or of a folder of images; a `pathlib.Path` is a path.
         root: the data folder, see `data_root`.
         download: fetch it if it is missing.
 
@@ -65,11 +65,11 @@ def locate(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = N
     if not isinstance(name, (str, os.PathLike)):
         accepted = "the name of a data set, or the path of an .npz file or a folder of images"
         bad("name", name, accepted, "for images in memory: as_dataset")
-    name, folder = os.fspath(name), data_root(root)
-    if name.endswith(".npz") or os.sep in name or "/" in name:
+    is_path, name, folder = isinstance(name, os.PathLike), os.fspath(name), data_root(root)
+    if is_path or name.endswith(".npz") or os.sep in name or "/" in name:
         path = Path(name).expanduser()
         if not (path.is_file() or path.is_dir()):
-            raise FileError(f"{name} does not exist")
+            raise FileError(f"{name} does not exist" + f"; the set of that name is {name!r}" * (name in SOURCES))
         return path
     if name == "digits":
         return Path(__file__).parent / "digits.npz"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
         return data.test
     if isinstance(data, (str, os.PathLike)):
         data = os.fspath(data)
-        bad(name, data, "a data set", f"load it first: load_data({data!r})", kind=DataError)
+        bad(name, data, "a data set", f"load it first: at.load_data({data!r})", kind=DataError)
     if isinstance(data, Split):
         x, y = data.x, data.y
     elif isinstance(data, (tuple, list)) and len(data) == 2:
@@ -73,7 +74,7 @@ def as_dataset(
     seed: int = 0,
     num_classes: int | None = None,
     classes: Any = None,
-    augment: bool = False,
+    augment: bool | None = None,
     name: str | None = None,
 ) -> Dataset:
     """The caller's own images as a `Dataset`. Splits are by hash, as in `load_data`: the source's order plays no part.
@@ -82,25 +83,28 @@ def as_dataset(
     2
 
     Args:
-        data: what `as_split` takes; a `Dataset` passes through. A torch data set is read once: its random transforms
-            would be frozen, so leave them out and use `augment`. A `DataLoader` is kept as it is, for sets that do not
-            fit in memory: it brings its own order and augmentation.
+        data: what `as_split` takes; a `Dataset` passes through, with `augment` if given. A torch data set is read
+            once: its random transforms would be frozen, so leave them out and use `augment`. A `DataLoader` is kept as
+            it is, for sets that do not fit in memory: it brings its own order and augmentation.
         test: the test images, in any form that `as_split` takes, or a share or count of `data` to take for them; 0 for
             none. A fifth if not given; none beside a `DataLoader`.
         val: the same for validation: a tenth of what remains. Beside a `DataLoader` only images of its own count.
         seed: salts the hash that chooses the validation images.
         num_classes: how many classes; if not given as many as `classes`, or the largest label plus one.
         classes: their names; if not given those that the data set knows, or the numbers.
-        augment: train with random crops and flips.
+        augment: train with random crops and flips; if not given, a `Dataset` stays as it is, and others do without.
         name: what to call it.
 
     Raises:
         ArgumentError, DataError: see `advtrain.errors`.
     """
+    check_augment(augment)
+    stream = isinstance(data.train if isinstance(data, Dataset) else data, DataLoader)
+    if stream and augment:
+        bad("augment", augment, "possible with a DataLoader", "it brings its own: crop and flip in its data set")
     if isinstance(data, Dataset):
-        return data
-    name = name or "own data"
-    stream = isinstance(data, DataLoader)
+        return data if augment is None else _augmented(data, augment)
+    name, augment = name or "own data", bool(augment)
     inner = data.dataset if stream else data
     classes = class_names(inner) if classes is None else classes
     num_classes = num_classes if num_classes is not None or classes is None else len(classes)
@@ -125,6 +129,17 @@ def as_dataset(
     val, test = (part if isinstance(part, Split) else None for part in parts.values())
     mean, std = statistics(first.x)
     return Dataset(name, data, val, test, shape, num_classes, classes, mean, std, augment, None, first)
+
+
+def check_augment(augment: Any) -> None:
+    """Refuse anything but True, False, and None for what suits the data."""
+    if not (augment is None or isinstance(augment, bool)):
+        bad("augment", augment, "True, False or None", "random crops and flips are there or not")
+
+
+def _augmented(data: Dataset, augment: bool) -> Dataset:
+    """The same images, trained on with or without random crops and flips; what makes the set again says so, too."""
+    return dataclasses.replace(data, augment=augment, spec=data.spec and {**data.spec, "augment": augment})
 
 
 def channels_first(x: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:

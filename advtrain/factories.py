@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import hashlib
@@ -42,6 +43,8 @@ def make(model: Any, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]
     name, code, folder = f"model={title(model)!r}", {}, None
     if isinstance(model, str):
         place, _, attribute = model.rpartition(":")
+        if model.endswith(".py"):
+            bad("model", without_folder(model), FORMS, _made_in(model))
         if not place or not attribute:
             near = difflib.get_close_matches(model, MODELS, n=1, cutoff=0.5)
             bad("model", model, f"{FORMS}, or one of {', '.join(MODELS)}", f"did you mean {near[0]!r}?" if near else "")
@@ -50,7 +53,7 @@ def make(model: Any, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]
         if isinstance(model, str):
             module = _import(place)
             code = _code(module, place)
-            model = _attribute(module, attribute, name)
+            model = _attribute(module, attribute, name, place)
         if isinstance(model, nn.Module):
             if options:
                 bad("options", sorted(options), "used by a network that is made already", "name its factory instead")
@@ -132,8 +135,19 @@ def _settings_kept() -> Iterator[None]:
         torch.set_grad_enabled(grad)
 
 
-def _attribute(module: Any, attribute: str, name: str) -> Any:
-    """What the module has under a name, which may have dots in it."""
+def _made_in(file: str) -> str:
+    """What a file defines that may make a network, as a hint; the file is read and not executed."""
+    try:
+        found = ast.parse(Path(file).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        found = []
+    names = [node.name for node in found if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name[0] != "_"]
+    write = f"write {without_folder(file) + ':' + (names[0] if names else 'factory')!r}"
+    return f"it defines {', '.join(names)}: {write}" if names else write
+
+
+def _attribute(module: Any, attribute: str, name: str, place: str) -> Any:
+    """What the module at a place has under a name, which may have dots in it."""
     thing = module
     for part in attribute.split("."):
         try:
@@ -141,7 +155,8 @@ def _attribute(module: Any, attribute: str, name: str) -> Any:
         except AttributeError as error:
             near = difflib.get_close_matches(part, [key for key in dir(thing) if key[0] != "_"], n=1, cutoff=0.5)
             hint = f": did you mean {near[0]!r}?" if near else ""
-            raise ArgumentError(f"{name}: there is no {part!r} in {getattr(thing, '__name__', thing)}{hint}") from error
+            where = without_folder(place) if thing is module else getattr(thing, "__name__", thing)
+            raise ArgumentError(f"{name}: there is no {part!r} in {where}{hint}") from error
     return thing
 
 

@@ -58,7 +58,8 @@ def load_model(
             Prefixes of wrappers (`module.`, `_orig_mod.`) do not matter. None if the factory brings its own weights.
         options: arguments for the factory, by name; for a built-in network those of `build_model`.
         data: the data set that the network is for. A built-in one takes its size from it; any is tried on two images
-            and must have one logit for each class.
+            and must have one logit for each class. Probabilities pass here, for `diagnose` and `autoattack` know what
+            to do with them; what trains, attacks or evaluates refuses them.
         weights_key: which part of the file to take, where it holds several, such as `"ema"` or `"model.state_dict"`.
         mean: what to subtract from the pixels, in [0, 1]: a number, or one for each channel.
         std: what to divide by afterwards, in (0, 1]: a number, or one for each channel. Mean 0 and deviation 1/255
@@ -216,7 +217,7 @@ def _try_on(network: nn.Module, data: Dataset, name: str) -> None:
     device, dtype = place(network)
     images = "x".join(map(str, data.shape))
     try:
-        logits = check_model(network, data.probe()[:2].to(device).images(dtype=dtype))
+        logits = check_model(network, data.probe()[:2].to(device).images(dtype=dtype), probabilities=True)
     except ModelError as error:
         raise ModelError(f"{name} cannot be judged on {data.name}, images of {images}: {error}") from error
     if logits != data.num_classes:

@@ -32,6 +32,8 @@ CHOICES: dict[str, Iterable[str]] = {
 }
 
 
+DATA_HELP = "digits, mnist, cifar10, …, an .npz file, or ./FOLDER with a folder of images for each class."
+
 PROGRESS = click.option(
     "--progress/--no-progress",
     default=None,

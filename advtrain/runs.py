@@ -136,7 +136,8 @@ class Run:
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
-        parts = [self.defense.name, f"{self.status} after {len(self.history)} epochs"]
+        epochs = f"{len(self.history)} epoch{'s' * (len(self.history) != 1)}"
+        parts = [self.defense.name, f"{self.status} after {epochs}"]
         parts += [f"{key} {last[key]:.1%}" for key in ("accuracy", "val_clean", "val_pgd") if key in last]
         return f"Run({', '.join([*parts, *([str(self.path)] if self.path else [])])})"
 

@@ -112,7 +112,7 @@ class Returns(nn.Module):
     [
         (net(nn.Softmax(1)), "remove the softmax"),
         (net(nn.Linear(10, 5)), "returns 5 logits and the data have 10 classes"),
-        (Returns((torch.zeros(4, 10),)), "returns a tuple"),
+        (Returns((torch.zeros(4, 10),)), "returns an object of type tuple"),
         (Returns(torch.zeros(4, 10, 1)), r"returns shape \(4, 10, 1\)"),
         (Returns(torch.zeros(3, 10)), r"not \(4, K\)"),
         (Returns(torch.zeros(4)), r"shape \(4,\)"),

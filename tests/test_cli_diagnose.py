@@ -39,6 +39,17 @@ def test_any_network_is_diagnosed(run):
     assert "small-cnn on digits, test split" in output and "20 images, ℓ∞ ε = 0.1:" in output
 
 
+def test_a_softmax_is_diagnosed_and_not_judged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "soft.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))\n"
+    )
+    network = ("--model", "soft.py:net", "--data", "digits", "--eps", "0.1")
+    assert "Remove the last softmax" in invoke("diagnose", *network, "--images", "20").output
+    with pytest.raises(at.errors.ModelError, match="remove the softmax"):
+        invoke("evaluate", *network)
+
+
 def test_a_picture_of_no_known_kind_is_an_error_and_leaves_nothing(run, tmp_path):
     result = CliRunner().invoke(main, ["diagnose", str(run), "--images", "20", "--plot", str(tmp_path / "d.xyz")])
     assert isinstance(result.exception, at.AdvtrainError) and "d.xyz" in str(result.exception)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import click
+import numpy
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import nn
 
 import advtrain as at
@@ -126,6 +128,9 @@ def test_the_report_of_a_run_says_which_images_it_was_judged_by(finished, tmp_pa
         (("--model", "nets:net", "--data", "digits"), "--model needs --eps too"),
         (("--weights", "w.pt"), "name the folder of a run, RUN, or any network with --model"),
         (("--model", "nets:nett", *DIGITS), "there is no 'nett' in nets: did you mean 'net'?"),
+        (("--model", "nets.py:nett", *DIGITS), "there is no 'nett' in nets.py: did you mean 'net'?"),
+        (("--model", "nets.py", *DIGITS), "it defines net: write 'nets.py:net'"),
+        (("--model", "nets:net", "--size", "8", *DIGITS), "size=8 is not an option for digits"),
         (("--model", "nets:net", "--model-option", "width", *DIGITS), "'width' is not NAME=VALUE"),
         (("--model", "nets:net", "--model-option", "wdith=3", *DIGITS), "unexpected keyword argument 'wdith'"),
         (("--model", "nets:net", "--weights", "w.pt", *DIGITS), "weights_key=None is not one of ema, model"),
@@ -145,7 +150,7 @@ def test_mistakes_end_in_one_line_and_status_two(folder, capsys, arguments, mess
 
 @pytest.mark.parametrize("name", sorted(_names(NETWORK) - {"model"}))
 def test_what_does_nothing_beside_a_run_is_refused_by_name(finished, capsys, name):
-    value = {"norm": "linf", "mean": "0.5", "std": "0.5"}.get(name, "x")
+    value = {"norm": "linf", "mean": "0.5", "std": "0.5", "size": "8"}.get(name, "x")
     option = "--" + name.replace("_", "-")
     assert f"{option} does nothing with RUN: leave it out" in fail(capsys, "evaluate", finished, option, value)
 
@@ -190,8 +195,6 @@ def test_the_threat_and_the_data_are_those_of_the_command_line(folder):
     torch.manual_seed(0)
     torch.save(nn.Linear(3072, 4).state_dict(), "linear.pt")
     data = {"x_train": torch.rand(40, 3, 32, 32).numpy(), "y_train": (torch.arange(40) % 4).numpy()}
-    import numpy
-
     numpy.savez("own.npz", **data)
     (folder / "flat.py").write_text(
         "from torch import nn\ndef f():\n    class F(nn.Linear):\n        def forward(self, x):\n"
@@ -200,6 +203,20 @@ def test_the_threat_and_the_data_are_those_of_the_command_line(folder):
     arguments = ("--model", "flat.py:f", "--weights", "linear.pt", "--data", "own.npz", "--norm", "l2", "--eps", "0.5")
     output = invoke("evaluate", *arguments, "--split", "train", *QUICK).output
     assert "f on own, train split" in output and "29 images, ℓ2 ε = 0.5" in output
+
+
+def test_photographs_of_different_sizes_are_made_alike(folder, capsys):
+    for number in range(10):
+        (folder / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        some = numpy.random.default_rng(number).integers(0, 256, (9 + number, 12), dtype=numpy.uint8)
+        Image.fromarray(some).save(folder / "photos" / "ab"[number % 2] / f"{number}.png")
+    words = ("--model", "nets.py:net", "--data", "./photos", "--eps", "0.1", *QUICK)
+    assert "size=64, say, makes them alike" in fail(capsys, "evaluate", *words)
+    (folder / "nets.py").write_text(FACTORY.replace("10, bias", "2, bias"))
+    result = invoke("evaluate", *words, "--size", "8", "--out", "report.json")
+    assert result.exit_code == 0 and "net on photos, test split" in result.output
+    saved = json.loads((folder / "report.json").read_text())
+    assert (saved["data"]["name"], saved["data"]["size"], saved["data"]["images"]) == ("photos", 8, 2)
 
 
 def test_other_commands_can_be_given_a_subject(folder, finished):

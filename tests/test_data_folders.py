@@ -4,6 +4,7 @@ import hashlib
 import io
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,14 @@ def test_a_folder_is_named_with_a_slash(animals, monkeypatch):
     with pytest.raises(ArgumentError, match="name='animals' is not one of digits, .*: for the folder .* './animals'"):
         load_data("animals")
     assert load_data("./animals").name == "animals"
+    data = load_data(Path("animals"), augment=True)  # which says that it is a path
+    assert data.name == "animals" and data.augment and load_data(**data.spec).augment
+    animals.rename("cifar10")
+    data = load_data(Path("cifar10"))
+    monkeypatch.chdir("/")
+    assert data.classes == ("cat", "dog") and load_data(**data.spec).train.x.equal(data.train.x)
+    with pytest.raises(FileError, match="digits does not exist; the set of that name is 'digits'"):
+        load_data(Path("digits"))
 
 
 def test_a_run_on_a_folder_finds_it_again(animals, tmp_path, capsys):

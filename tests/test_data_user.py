@@ -7,8 +7,8 @@ from images import some_images
 from torch.utils.data import DataLoader, TensorDataset
 
 from advtrain import data_rows
-from advtrain.data import Split, as_dataset, as_split
-from advtrain.errors import DataError
+from advtrain.data import Split, as_dataset, as_split, load_data
+from advtrain.errors import ArgumentError, DataError
 
 
 def test_arrays_tensors_sets_and_loaders_give_the_same_split():
@@ -123,7 +123,7 @@ def test_a_data_loader_is_kept_and_looked_at_without_touching_global_randomness(
 @pytest.mark.parametrize(
     ("obj", "message"),
     [
-        ("digits", r"data='digits' is not a data set: load it first: load_data\('digits'\)"),
+        ("digits", r"data='digits' is not a data set: load it first: at.load_data\('digits'\)"),
         (3, "data='int' is not a Dataset, Split, pair"),
         ((np.zeros((4, 3, 3, 3), np.uint8), np.zeros(4, int)), "beyond doubt"),
         ({"x": 1}, "data='dict' is not"),
@@ -155,6 +155,26 @@ def test_sets_that_do_not_fit_each_other_are_refused():
         as_dataset(some_images(20), num_classes=4, classes=["a"])
     with pytest.raises(DataError, match=r"val images=\(3, 9, 9\) is not of shape \(3, 8, 8\)"):
         as_dataset(some_images(20), val=some_images(5, shape=(3, 9, 9)))
+
+
+def test_a_data_set_that_is_there_is_augmented_and_nothing_else_of_it_changes():
+    data = as_dataset(some_images(20))
+    other = as_dataset(data, augment=True)
+    assert other.augment and not data.augment and other.train is data.train and other.spec is None
+    assert as_dataset(other) is other and not as_dataset(other, augment=False).augment
+    digits = as_dataset(load_data("digits"), augment=True)
+    assert load_data(**digits.spec).augment  # a run remembers it
+
+
+def test_crops_and_flips_are_there_or_not_and_never_ignored():
+    for make in (as_dataset, load_data):
+        with pytest.raises(ArgumentError, match="augment='flips' is not True, False or None"):
+            make("digits", augment="flips")
+    x, y = some_images(20)
+    loader = DataLoader(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), 8)
+    for data in (loader, as_dataset(loader)):
+        with pytest.raises(ArgumentError, match="augment=True is not possible with a DataLoader: it brings its own"):
+            as_dataset(data, augment=True)
 
 
 @pytest.mark.parametrize("count", [1, 100_001, "3", 4.0, True])

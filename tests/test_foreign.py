@@ -275,11 +275,14 @@ def test_factories_are_found_in_files_and_in_packages(factory, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("{file}:Nett", ArgumentError, r"there is no 'Nett' in .*: did you mean 'Net'\?"),
+        ("{file}:Nett", ArgumentError, r"there is no 'Nett' in nets.py: did you mean 'Net'\?"),
         ("{file}:pair", ModelError, "makes a tuple, not an nn.Module: return the network alone"),
         ("{file}:broken", ModelError, "fails with options={}: KeyError: 'no such width'"),
         ("{file}:needy", ArgumentError, "missing a required argument: 'num_classes'; .*--model-option num_classes=10"),
         ("{file}:nn", ArgumentError, "neither a factory nor a network but of type module"),
+        ("{file}:Net.gone", ArgumentError, "there is no 'gone' in Net"),
+        ("{file}", ArgumentError, "model='nets.py' is not .* defines Net, pair, broken, needy: write 'nets.py:Net'"),
+        ("{folder}/no.py", ArgumentError, "model='no.py' is not .*'file.py:factory': write 'no.py:factory'"),
         ("{folder}/no.py:f", FileError, "no.py does not exist"),
         ("{folder}/wrong.py:f", ArgumentError, "cannot be imported: SyntaxError"),
         ("{folder}/needs.py:f", ArgumentError, "No module named 'not_there_either'$"),
@@ -396,6 +399,21 @@ def test_a_network_for_other_data_is_refused(digits):
         at.load_model(lambda: net(channels=3), data=digits)
     with pytest.raises(ModelError, match="images of 1x8x8: the model fails on a batch"):
         at.load_model(lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), data=digits)
+
+
+def test_a_softmax_is_loaded_refused_where_it_would_mislead_and_taken_out(trained, digits):
+    soft, threat = nn.Sequential(*trained, nn.Softmax(1)), at.Threat("linf", 0.1)
+    model, x = at.load_model(soft, data=digits), digits.test.images(slice(4))
+    for wrong in (
+        lambda: at.evaluate(model, digits.test[:4], threat),
+        lambda: at.fit(model, at.defenses.FGSM(threat), digits, epochs=1),
+        lambda: at.attacks.fgsm(model, x, digits.test.y[:4], threat),
+    ):
+        with pytest.raises(ModelError, match="remove the softmax"):
+            wrong()
+    soft[-1] = nn.Identity()  # as the page on models says
+    with torch.no_grad():
+        assert at.load_model(soft, data=digits)(x).equal(trained.eval()(x))
 
 
 def test_initial_weights_are_named_by_the_seed_and_the_global_state_stays():

@@ -92,7 +92,7 @@ def test_a_network_of_another_library_is_defended_judged_and_kept(photographs, t
 
 
 def test_a_bare_classifier_of_hugging_face_is_refused_with_what_to_do(photographs):
-    said = r"returns a ImageClassifierOutput, .*: wrap it, as at.load_model\(model, pick='logits'\)"
+    said = r"returns an object of type ImageClassifierOutput, .*: wrap it, as at.load_model\(model, pick='logits'\)"
     with pytest.raises(ModelError, match=said):
         at.fit(hugging_face(), at.defenses.FGSM(THREAT), photographs)
 

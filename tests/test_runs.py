@@ -182,7 +182,7 @@ def test_a_run_without_a_folder_says_so(digits):
     )
     with pytest.raises(at.errors.ArgumentError, match="path=None is not a folder"):
         run.save()
-    assert "standard, finished after 1 epochs" in repr(run)
+    assert "standard, finished after 1 epoch" in repr(run)
 
 
 @pytest.mark.parametrize("told", ["ab" * 20, "ab" * 20 + "+changes", "main", ""])
