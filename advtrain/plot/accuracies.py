@@ -75,7 +75,7 @@ def history(run: Run) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.grid(alpha=0.3)
     figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8.5, frameon=False)
-    title = f"{run.defense.name}, {radius(run.threat)}: {run.status} after {len(run.history)} epochs"
+    title = f"{run.defense.name}, {radius(run.threat)}: {run.status} after epoch {len(run.history)}"
     left.set_title(title, loc="left", fontsize=11)
     if run.notes:
         lines = [line for note in run.notes for line in textwrap.wrap(note, 140)]
