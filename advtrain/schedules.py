@@ -1,12 +1,8 @@
 """Learning-rate schedules as pure functions of the optimizer step.
 
 A schedule maps (step, total, per_epoch) to a `Rate`: the factor on the peak learning rate that update `step` (counted
-from 0) uses, and, where a recipe cycles it, the momentum. Pure functions need no state to resume.
-
-Args:
-    step: number of the update, counted from 0.
-    total: updates of the whole training.
-    per_epoch: updates of one epoch.
+from 0) uses, and, where a recipe cycles it, the momentum. `total` are the updates of the whole training, `per_epoch`
+those of one epoch. Pure functions need no state to resume.
 """
 
 from __future__ import annotations

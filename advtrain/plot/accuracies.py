@@ -143,8 +143,8 @@ def eps_curve(
         ax: matplotlib axes to draw into; a new figure if not given.
 
     Returns:
-        The figure. `figure.numbers` holds `"eps"`, the radii in ascending order, and `"rows"`: for each attack by name
-        a `Row` at each radius, with counts and intervals.
+        The figure. `figure.numbers` holds `"eps"`, the radii in ascending order, and `"rows"`, which has for each
+        attack by name a `Row` at each radius, with counts and intervals.
 
     Raises:
         ArgumentError, DataError, ModelError: see `advtrain.errors`.

@@ -33,6 +33,12 @@ BOOK = ROOT / "book"
 CONTEXT = ("standard", "pgd")  # rows that stand below those of the defense, for comparison
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 CODE = re.compile(r"\bcode[^().]*\((\w[\w.-]*/[\w.-]+)")
+SETTING = """\
+import advtrain as at
+
+data, threat = at.load_data("digits"), at.Threat("linf", eps=0.3)
+model = at.build_model("small-cnn", data)
+"""
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 
 
@@ -153,10 +159,12 @@ def recorded(stem, name):
     results = experiments()[stem]
     e, labels = results.experiment, own(results, name)
     protocol = e["judge"]["protocol"]
+    times = any(method["defense"].get("name") == "standard" for method in e["methods"])
+    unit = "cost, × standard" if times else "cost, passes"
     pgd = f"PGD-{protocol['steps']}-{protocol['restarts']}"
     rows = {row["method"]: row for row in results.table()}
-    head = ["method", "clean", "FGSM", pgd, f"{pgd}, 95% interval", "AutoAttack", "gradient masked", "cost", "seeds"]
-    lines = []
+    head = ["method", "clean", "FGSM", pgd, f"{pgd}, 95% interval", "AutoAttack", "gradient masked", unit, "seeds"]
+    lines, judging = [], any(rows[label]["autoattack"] for label in labels)
     for label in [*labels, *(other for other in CONTEXT if other in rows and other not in labels)]:
         row, judged = rows[label], sum(rows[label]["diagnose"].values())
         some = f" ({judged} of {row['seeds']} seeds)" * (0 < judged < row["seeds"])
@@ -166,16 +174,18 @@ def recorded(stem, name):
         lines.append([f"{mark}{quoted(label)}", *(percent(row[key]) for key in ("clean", "fgsm", "pgd")),
                       interval(results.of(label), "pgd"), f"{percent(row['autoattack'])}{some}", masked, spent,
                       str(row["seeds"]) + f" ({row['failed']} failed)" * bool(row["failed"])])  # fmt: skip
+    if not judging:  # a column of dashes would push others out of sight
+        head, *lines = (cells[:5] + cells[6:] for cells in [head, *lines])
     whole = f"{{ref}}`the whole table <recorded-{stem}>`" if shown(stem) else "the whole table"
     several = any(rows[label]["seeds"] > 1 for label in labels)
-    unit = "standard training" if any(method["defense"].get("name") == "standard" for method in e["methods"]) else None
     caption = (
         f"{e['data'].get('name')}, {e['model'].get('name')}, {NORMS[e['threat']['norm']]} ε = "
         f"{format_eps(e['threat']['eps'])}; accuracies on test images in %"
         + (", mean ± standard deviation over seeds; interval of the mean, over seeds" if several else "")
         + ("" if several else "; interval over images, of this one network")
-        + f"; cost of all training, {f'as a multiple of {unit}' if unit else 'in forward-equivalents per image'}. "
-        + ("" if any(rows[label]["autoattack"] for label in labels) else "AutoAttack has not judged these runs. ")
+        + "; cost of all training, "
+        + ("as a multiple of standard training. " if times else "in passes forward per image. ")
+        + ("" if judging else "AutoAttack has not judged these runs. ")
         + f"See {whole}; the file is {{download}}`{stem}.json <../../results/{stem}.json>`."
     )
     said = [f"- {quoted(str(d))}" for d in results.comparisons if d.a in labels or d.b in labels]
@@ -192,22 +202,25 @@ def recipes(name):
     presets = [preset for preset in at.PRESETS.values() if preset.defense == name]
     if not presets:
         return ["The package has no published recipe for it."]
-    head = ["data", "model", "ε", "epochs", "source", "options", "preset"]
-    rows, notes = [], {}
+    head = ["preset", "data", "model", "ε", "epochs", "options"]
+    rows, notes, sources = [], {}, {}
     for preset in presets:
         options = ", ".join(f"`{key}={value:.4g}`" if isinstance(value, float) else f"`{key}={value}`"
                             for key, value in preset.options.items())  # fmt: skip
-        rows.append([preset.data, preset.model, format_eps(preset.eps), str(preset.fit["epochs"]),
-                     linked(preset.source), options or "defaults", f"`{preset.label}`"])  # fmt: skip
+        rows.append([f"`{preset.label}`", preset.data, preset.model, format_eps(preset.eps), str(preset.fit["epochs"]),
+                     options or "defaults"])  # fmt: skip
+        sources.setdefault(linked(preset.source), []).append(f"`{preset.label}`")
         notes.setdefault(preset.note, []).append(f"`{preset.label}`")
     use = (
         f"`advtrain train {name} --preset {presets[0].label}` trains by the first; in Python it is "
         f'`at.preset("{presets[0].name}")`, see {{py:func}}`~advtrain.preset`. The command line shows them all: '
         "`advtrain list presets`."
     )
+    origins = [f"- {', '.join(labels)}: {source}" for source, labels in sources.items()]
+    origin = f"Source: {next(iter(sources))}" if len(sources) == 1 else "\n".join(["Sources:", "", *origins])
     differing = [f"- {', '.join(labels)}: {note}." for note, labels in notes.items() if note]
     told = ["What is not as it was there:", "\n".join(differing)] if differing else []
-    return [table(head, rows, left=len(head)), use, *told]
+    return [table(head, rows, left=len(head)), origin, use, *told]
 
 
 def page(name, kind):
@@ -218,7 +231,7 @@ def page(name, kind):
         "Code": f"follows {followed}" if followed else "follows nobody's",
         "Chapters": chapter_links(kind) or "none yet",
         "In Python": f"`at.defenses.{kind.__name__}(threat)`",
-        "In a terminal": f"`advtrain train {name}`",
+        "In a terminal": f"`advtrain train {name} --data digits --eps 0.3 --out runs/{name}`",
         "Norms": ", ".join(NORMS[norm] for norm in kind.norms),
         "Trains on images": "inside the threat" if kind.inside else "outside the threat, up to `reach` away",
     }
@@ -232,9 +245,10 @@ def page(name, kind):
         f"```{{eval-rst}}\n.. autoclass:: advtrain.defenses.{kind.__name__}\n   :members:\n```",
         "## What it costs",
         f"A mini-batch costs **{found.forwards:.1f} forward-equivalents**, {updates} included, with the defaults above "
-        f"on the network of the digits. Standard training costs {cost(at.defenses.Standard).forwards:.1f}. So says "
+        f"on the network of the digits, {found.forwards / cost(at.defenses.Standard).forwards:.1f} times what standard "
+        "training costs. So says "
         "{py:func}`~advtrain.cost`, which counts it for any model:",
-        f"```python\nat.cost(at.defenses.{kind.__name__}(threat), model, data).forwards\n```",
+        f"```python\n{SETTING}at.cost(at.defenses.{kind.__name__}(threat), model, data).forwards\n```",
         "## Published recipes",
         *recipes(name),
         "## Recorded results",

@@ -42,7 +42,12 @@ def configure(app, config):
     config.html_theme_options["extra_footer"] = f"<p>Version {config.version} · {versions}{place('pdf')}</p>"
     config.html_context["place_of_notice"] = place("notice")
     link = f"[repository]({repository()})"
-    config.myst_substitutions = {"repository": link, "version": config.version, **config.myst_substitutions}
+    files = {
+        name: f"[{path}]({repository()}/blob/{reference()}/{path}{place})"
+        for name, path, place in [("readme", "README.md", "#where-it-runs"), ("citation", "CITATION.cff", "")]
+    }
+    own = {"repository": link, "version": config.version, "documentation": f"<{site}>", **files}
+    config.myst_substitutions = own | config.myst_substitutions
     config.html_baseurl = config.ogp_site_url = site
     config.notfound_urls_prefix = root
     config.notfound_context = {"title": "There is no such page", "body": NOT_FOUND.format(root=root)}

@@ -84,6 +84,11 @@ TOO_WIDE = """() => {
   const wide = [...document.querySelectorAll('body *')].filter(node => right(node) > width + 1);
   return wide.slice(0, 5).map(node => `${node.tagName}.${node.className} reaches ${right(node)}`);
 }"""
+# A formula that is too wide has to scroll: what leaves its box on the left cannot be reached.
+CUT = """() => [...document.querySelectorAll('div.math mjx-container')].filter(formula => {
+  const left = node => node.getBoundingClientRect().left;
+  return Math.min(left(formula), left(formula.firstElementChild)) < left(formula.closest('div.math')) - 1;
+}).map(formula => `the formula ${formula.closest('div.math').textContent.slice(0, 40)}`)"""
 IMAGES = """() => [...document.images].map(image => [image.getAttribute('src').slice(0, 80), image.getAttribute('alt'),
                                                      image.complete && image.naturalWidth > 0])"""
 SIZES = """() => performance.getEntriesByType('navigation').concat(performance.getEntriesByType('resource'))
@@ -145,9 +150,10 @@ def look_at(seen, known):
     seen.keyboard = page.evaluate(KEYBOARD, list(known["kinds"]))
     known["kinds"].update(seen.keyboard["kinds"])
     page.evaluate(AXE)
-    seen.axe, seen.modes = [], []
+    seen.axe, seen.modes, seen.cut = [], [], []
     for mode, width in (("light", 1280), ("dark", PHONE)):
         page.set_viewport_size({"width": width, "height": 900})
+        seen.cut += [f"{width} px: {formula}" for formula in page.evaluate(CUT)]
         page.evaluate(SWITCH, mode)
         colours = page.evaluate(COLOURS, list(known[mode]))
         known[mode].update(colours["keys"])
@@ -254,6 +260,10 @@ def test_nothing_is_requested_from_other_sites(visits):
 def test_every_formula_is_typeset(visits):
     nothing(visits, lambda visit: untypeset(visit.formulas))
     assert sum(visit.formulas["typeset"] for visit in visits.values()) > 100
+
+
+def test_no_formula_loses_its_beginning(on_server):
+    nothing(on_server, lambda visit: visit.cut)
 
 
 def test_every_image_is_there_and_says_what_it_shows(visits):
