@@ -17,7 +17,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-MOMENT = int(os.environ.get("SOURCE_DATE_EPOCH", 1577836800))  # the date of every file; 2020-01-01, unless told another
+# The date of every file: 2020-01-01, unless told another; a zip knows none before 1980.
+MOMENT = max(int(os.environ.get("SOURCE_DATE_EPOCH", 1577836800)), 315532800)
 MODE = 0o100644  # a plain file, readable by all
 
 
@@ -53,7 +54,7 @@ class PlainWheel(bdist_wheel):
 class PlainSdist(sdist):
     def run(self):
         super().run()
-        for path in self.archive_files:
+        for path in (path for path in self.archive_files if path.endswith(".tar.gz")):
             with tarfile.open(path) as old:
                 contents = {entry.name: old.extractfile(entry).read() for entry in old if entry.isfile()}
             with (

@@ -9,7 +9,7 @@ A callback is a function of the run so far, `run.history[-1]` being the epoch th
 
 It may end the training with `raise at.callbacks.Stop("reason")`. A method `close`, if it has one, is called when the
 training is over, however it ends. `run.model` holds the weights of the moment. Looking on changes nothing: the modes of
-the model's layers and PyTorch's random state are put back afterwards.
+the model's layers and PyTorch's random state, on the processor and where the model trains, are put back afterwards.
 """
 
 from __future__ import annotations

@@ -46,6 +46,8 @@ def diagnose_command(
     )
     click.echo(subject.title)
     click.echo(found)
+    if out:
+        write_json(out, {**found.to_dict(), **subject.source})
     if plot:
         ending = plot.suffix.lstrip(".") or "png"
         with atomic(plot) as partial:
@@ -55,5 +57,3 @@ def diagnose_command(
                 raise FileError(f"cannot draw {plot}: {error}") from error
             except ImportError as error:
                 raise AdvtrainError(str(error)) from error
-    if out:
-        write_json(out, {**found.to_dict(), **subject.source})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,8 +35,8 @@ def dataset_html(data: Dataset) -> str:
     ]
     caption = f"Dataset {data.name!r}: {data.num_classes} classes, images of {'×'.join(map(str, data.shape))}"
     below = [f"mean ({numbers(data.mean)}), standard deviation ({numbers(data.std)}), {augmentation(data)}"]
-    first = data.first or cast("Split", data.train)  # of a DataLoader, its first batch
-    pictures = strip_html(first, data.classes)
+    first: Any = data.train if data.first is None else data.first  # of a DataLoader, its first batch
+    pictures = strip_html(first, data.classes) if hasattr(first, "y") else ""
     return table(["split", "images", "of each class"], rows, caption=caption, below=below) + pictures
 
 

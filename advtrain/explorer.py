@@ -78,7 +78,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         present = sorted(set(split.y.tolist()))
         wide = {"style": {"description_width": "7em"}, "layout": {"width": "min(100%, 26rem)"}}
         late = {"continuous_update": False}  # an attack for each pixel that the handle moves would be too many
-        names = [(EVERY, None), *((classes[label], label) for label in present)]
+        names = [(EVERY, -1), *((classes[label], label) for label in present)]
         self.of_class = ipywidgets.Dropdown(options=names, description="class", **wide)
         self.number = ipywidgets.BoundedIntText(value=0, min=0, max=len(split) - 1, description="image", **wide, **late)
         texts = [(format_eps(eps), eps) for eps in self.radii]
@@ -105,7 +105,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
 
     def _places(self) -> list[int]:
         """Where the images to choose from are in the split."""
-        if self.of_class.value is None:
+        if self.of_class.value < 0:
             return list(range(len(self.split)))
         return [int(place) for place in (self.split.y == self.of_class.value).nonzero().flatten()]
 

@@ -22,7 +22,7 @@ from .checks import check_model
 from .dataset import Dataset
 from .defense import Defense
 from .errors import ModelError, bad, check_kind
-from .files import atomic, check_writable, write_json
+from .files import atomic, check_free_of, check_writable, write_json
 from .models import Normalize
 from .modes import place
 from .provenance import version
@@ -83,7 +83,10 @@ def export(
     classes = check_model(network, images, probabilities=True)
     program = _program(network, images)
     folder = Path(path)
-    check_writable(folder, holding="model.json", overwrite=overwrite)
+    check_free_of(folder, "config.json", "a run, whose weights these would replace")
+    files = ("model.pt2", "model.safetensors", "README.md")
+    for name in ("model.json",) if (folder / "model.json").exists() else files:
+        check_writable(folder, holding=name, overwrite=overwrite)
     (folder / "model.json").unlink(missing_ok=True)  # a folder without it is not finished
     with atomic(folder / "model.pt2") as partial, open(partial, "wb") as file:
         torch.export.save(program, file)
@@ -103,8 +106,7 @@ def export(
     }
     with atomic(folder / "README.md") as partial:
         partial.write_text(_readme(about, threat if defense is None else defense.threat), encoding="utf-8")
-    names = ("model.pt2", "model.safetensors", "README.md")
-    about["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    about["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     write_json(folder / "model.json", about)
     return folder
 

@@ -120,8 +120,8 @@ def check_writable(folder: str | os.PathLike[str], *, holding: str, overwrite: b
     folder = Path(folder)
     if (folder / holding).exists() and not overwrite:
         raise FileError(
-            f"{folder} already holds a {holding} of an earlier run; choose another folder, or pass overwrite=True "
-            "(--overwrite)"
+            f"{folder} already holds a {holding} of an earlier run or export; choose another folder, or pass "
+            "overwrite=True (--overwrite)"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +131,21 @@ def check_writable(folder: str | os.PathLike[str], *, holding: str, overwrite: b
         raise FileError(
             f"cannot write to {folder}: {error.strerror or error}; choose a folder you may write to"
         ) from error
+
+
+def check_free_of(folder: str | os.PathLike[str], name: str, what: str) -> None:
+    """Refuse a folder that holds something of another kind, which would be mixed with what is to be written.
+
+    Args:
+        folder: where results shall go.
+        name: the file by which the other kind is known.
+        what: it is, in words.
+
+    Raises:
+        FileError: it is there.
+    """
+    if (Path(folder) / name).exists():
+        raise FileError(f"{folder} holds {what}, as its {name} says: choose another folder")
 
 
 def digest_of(value: Any) -> str:

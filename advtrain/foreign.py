@@ -115,10 +115,10 @@ def open_model(
         kinds = ", ".join(sorted(map(str, halves)))
         warnings.warn(f"{name} has weights of {kinds}: they are widened to float32", AdvtrainWarning, stacklevel=3)
         network = network.float()
-    if pick is None and getattr(network, "main_input_name", None) == "pixel_values":  # as transformers have it
-        pick = "logits"
+    guessed = pick is None and getattr(network, "main_input_name", None) == "pixel_values"  # as transformers have it
+    pick = "logits" if guessed else pick
     if layer is not None or pick is not None:
-        network = Adapted(network, layer, pick)
+        network = Adapted(network, layer, pick, guessed)
         origin |= {**(numbers or {}), "pick": pick}
     network = network.to(place_)
     into_evaluation(network)
@@ -134,11 +134,15 @@ class Adapted(nn.Module):
         network: any; its parameters are those of the whole.
         normalize: the first layer; None if it takes pixels in [0, 1].
         pick: the attribute, key or position of the logits; None if it returns them alone.
+        guessed: whether nobody has said so; logits that come alone, or first of a tuple, will do then.
     """
 
-    def __init__(self, network: nn.Module, normalize: Normalize | None = None, pick: str | int | None = None):
+    def __init__(
+        self, network: nn.Module, normalize: Normalize | None = None, pick: str | int | None = None,
+        guessed: bool = False,
+    ):  # fmt: skip
         super().__init__()
-        self.network, self.normalize, self.pick = network, normalize, pick
+        self.network, self.normalize, self.pick, self.guessed = network, normalize, pick, guessed
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, K), of images `x`, (B, C, H, W) in [0, 1]."""
@@ -151,6 +155,8 @@ class Adapted(nn.Module):
                 )
             x = self.normalize(x)
         out = self.network(x)
+        if self.guessed and isinstance(out, (Tensor, tuple)):
+            return out if isinstance(out, Tensor) else out[0]
         logits: Tensor = out if self.pick is None else self._picked(out, self.pick)
         return logits
 

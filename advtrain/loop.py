@@ -96,7 +96,6 @@ class Loop:
         record["lr"] = self.options["lr"] * rate.factor
         every = self.options["validate_every"]
         due = bool(every) and (number % every == 0 or number == self.options["epochs"])
-        validated = due and self.val is not None
         if due and self.val is not None:
             record |= self.validate(self.val)
         record["seconds"] = round(time.perf_counter() - started, 3)
@@ -106,7 +105,7 @@ class Loop:
         warn = self.watch(record, constant=None not in only and len(set(only)) == 1)
         self.keeper.after_epoch(record)
         self.run.best_epoch = self.keeper.epoch
-        if self.run.path is not None and (validated or not every):
+        if self.run.path is not None and (due or not every or self.val is None):
             with self.keeper.restored():
                 self.run.save()
         warn()

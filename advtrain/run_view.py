@@ -35,16 +35,21 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [(key, value) for key, value in pairs if value]
 
 
+def kept(run: Run) -> int:
+    """The epoch whose weights the model holds; 0 if they are of no whole epoch, as after Ctrl-C within one."""
+    return 0 if run.status == "interrupted" and run.options.get("select") != "best" else run.best_epoch
+
+
 def figures(run: Run) -> list[list[str]]:
     """Head and rows of the figures of the last epoch, and of the one whose weights were kept."""
     keys = [key for key in NAMES if any(record.get(key) is not None for record in run.history)]
     rows = [["", "loss", *(NAMES[key] for key in keys)]]
     last = len(run.history)
-    for number in dict.fromkeys([last, run.best_epoch]):
+    for number in dict.fromkeys([last, kept(run)]):
         if not 1 <= number <= last:
             continue
         record = run.history[number - 1]
-        what = [word for word, there in (("last", number == last), ("kept", number == run.best_epoch)) if there]
+        what = [word for word, there in (("last", number == last), ("kept", number == kept(run))) if there]
         cells = [number_of(record.get("loss"), ".4g"), *(number_of(record.get(key), ".1%") for key in keys)]
         rows.append([f"epoch {number}, {' and '.join(what)}", *cells])
     return rows

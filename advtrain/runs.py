@@ -25,7 +25,7 @@ from .data import Dataset, load_data
 from .defense import Defense
 from .defenses import DEFENSES, from_config
 from .errors import AdvtrainError, ArgumentError, FileError, bad
-from .files import atomic, check_writable, read_json, write_json
+from .files import atomic, check_free_of, check_writable, read_json, write_json
 from .models import build_model
 from .recipe import find_device
 from .run_view import as_html, as_text
@@ -49,7 +49,7 @@ class Run:
         history: one dict per epoch: `epoch`, `loss`, `accuracy` (on the training images as the defense perturbed them),
             `lr`, `seconds`, and where validated `val_clean`, `val_fgsm`, `val_pgd`; all accuracies in [0, 1].
         notes: what the training loop wants known, such as catastrophic overfitting.
-        best_epoch: the epoch, counted from 1, whose weights the model holds.
+        best_epoch: the epoch, counted from 1, whose weights the model holds, unless `status` is `"interrupted"`.
         status: `"finished"`; `"interrupted"` by Ctrl-C, where the model holds the weights that `notes` tell; or
             `"running"`, also of a folder whose run was killed or failed: it holds the last epoch that was written.
         provenance: commit, versions, device, command, date.
@@ -101,6 +101,7 @@ class Run:
         folder = Path(path or self.path or bad("path", path, "a folder", "this run has none yet: run.save('runs/x')"))
         if folder != self.path:
             check_writable(folder, holding="config.json", overwrite=overwrite)
+            check_free_of(folder, "model.json", "an export, whose weights these would replace")
         if not self.written:
             (folder / "report.json").unlink(missing_ok=True)  # an earlier run's verdict
             self.written = True

@@ -17,7 +17,7 @@ from .checks import check_model
 from .data import Split, as_dataset
 from .defense import Defense
 from .errors import bad
-from .files import check_writable
+from .files import check_free_of, check_writable
 from .interrupt import blaming_ctrl_c, interruptible
 from .loader import make_loader
 from .loop import Loop
@@ -107,13 +107,13 @@ def fit(
             `evaluate` judges.
         seed: names all randomness of the run; on one CPU the same seed gives the same weights bit for bit.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
-        out: folder for the run; written after every validated epoch.
+        out: folder for the run; written after every validated epoch, without validation after each.
         overwrite: replace a run that is in `out` already.
         progress: show a bar, or in a log file a line every ten seconds; by default only in a terminal or a notebook.
         on_epoch: called with each epoch's record.
         callbacks: functions of the run so far, called after each epoch, such as `advtrain.callbacks.TensorBoard`; one
             of them, or `on_epoch`, may end training by `raise advtrain.callbacks.Stop("reason")`. Their errors end it
-            too: the run folder then holds the epoch.
+            too: the run folder then holds the last epoch that was written.
 
     Returns:
         A `Run`. Ctrl-C ends training after the current step, or batch of a validation, and returns a usable run of
@@ -151,6 +151,7 @@ def fit(
         agree(out=out is not None)
     if out is not None:
         first_alone(lambda: check_writable(out, holding="config.json", overwrite=overwrite))
+        first_alone(lambda: check_free_of(out, "model.json", "an export, whose weights these would replace"))
     bf16 = computes_in_bf16(where) if bf16 is None else bf16
 
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
@@ -167,42 +168,44 @@ def fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]  # for tensor cores
     if not model.training:
         model.train()  # a model in evaluation mode comes from an earlier use; in training mode, frozen layers stay so
-    with contextlib.ExitStack() as stack:
-        with GLOBAL_STATE:  # the defense sets itself up in the loop, and may draw; threads train beside this one
-            stack.enter_context(own_global_randomness(seed, where))
-            pause = stack.enter_context(interruptible(not several()))
-            loop = Loop(
-                run, loader, get_schedule(schedule), pause, shape=data.shape, val=data.val, bf16=bf16, device=where
-            )
-            if several():  # set up alike; from here on, dropout draws for other images in each process
-                stack.enter_context(own_global_randomness(seed, where, "rank", rank()))
-        functions: list[Callable[[], Any]] = [functools.partial(callback, run) for callback in callbacks]
-        if on_epoch is not None:
-            functions.append(lambda: on_epoch(run.history[-1]))
+    with contextlib.ExitStack() as closing:  # last of all, so that an error there loses nothing
         for callback in callbacks if first else ():
-            stack.callback(getattr(callback, "close", lambda: None))
-        with progress_bar(
-            progress if first else False, total=epochs * len(loader), unit="step", desc=defense.name
-        ) as bar:
-            try:
-                with blaming_ctrl_c(pause), naming_the_lost():
-                    for epoch in range(1, epochs + 1):
-                        loop.epoch(epoch, bar)
-                        with aside(bar):
-                            reason = tell(run, functions, where)
-                        pause()
-                        if reason is not None and epoch < epochs:
-                            run.notes.append(f"stopped after {epoch} of {epochs} epochs: {reason}")
-                            break
-                run.status = "finished"
-            except KeyboardInterrupt:
-                if several():  # no step of all of them together can be made without this one
-                    raise
-                run.status = "interrupted"
-                which = f"of epoch {loop.keeper.epoch}" if loop.keeper.best else f"after {loop.steps} steps"
-                run.notes.append(f"interrupted after {len(run.history)} whole epochs; the weights are those {which}")
-        loop.keeper.restore()
-    model.eval()
-    if run.path is not None:
-        run.save()
+            closing.callback(getattr(callback, "close", lambda: None))
+        with contextlib.ExitStack() as stack:
+            with GLOBAL_STATE:  # the defense sets itself up in the loop, and may draw; threads train beside this one
+                stack.enter_context(own_global_randomness(seed, where))
+                pause = stack.enter_context(interruptible(not several()))
+                loop = Loop(
+                    run, loader, get_schedule(schedule), pause, shape=data.shape, val=data.val, bf16=bf16, device=where
+                )
+                if several():  # set up alike; from here on, dropout draws for other images in each process
+                    stack.enter_context(own_global_randomness(seed, where, "rank", rank()))
+            functions: list[Callable[[], Any]] = [functools.partial(callback, run) for callback in callbacks]
+            if on_epoch is not None:
+                functions.append(lambda: on_epoch(run.history[-1]))
+            with progress_bar(
+                progress if first else False, total=epochs * len(loader), unit="step", desc=defense.name
+            ) as bar:
+                try:
+                    with blaming_ctrl_c(pause), naming_the_lost():
+                        for epoch in range(1, epochs + 1):
+                            loop.epoch(epoch, bar)
+                            with aside(bar):
+                                reason = tell(run, functions, where)
+                            pause()
+                            if reason is not None and epoch < epochs:
+                                run.notes.append(f"stopped after {epoch} of {epochs} epochs: {reason}")
+                                break
+                    run.status = "finished"
+                except KeyboardInterrupt:
+                    if several():  # no step of all of them together can be made without this one
+                        raise
+                    run.status = "interrupted"
+                    which = f"of epoch {loop.keeper.epoch}" if loop.keeper.best else f"after {loop.steps} steps"
+                    whole = len(run.history)
+                    run.notes.append(f"interrupted after {whole} whole epochs; the weights are those {which}")
+            loop.keeper.restore()
+        model.eval()
+        if run.path is not None:
+            run.save()
     return run

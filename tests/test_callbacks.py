@@ -198,3 +198,16 @@ def test_the_command_line_writes_for_tensorboard(tmp_path):
     folder = str(tmp_path / "tb")
     done = CliRunner().invoke(main, ["train", "fgsm", *options, "--tensorboard", folder], catch_exceptions=False)
     assert done.exit_code == 0 and set(events(folder)[0]) >= {"loss/train", "accuracy/val_pgd", "lr"}
+
+
+def test_an_error_in_close_comes_after_everything_is_written(digits, tmp_path):
+    class Full:
+        def __call__(self, run):
+            pass
+
+        def close(self):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        train(digits, Full(), epochs=1, out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["status"] == "finished"

@@ -91,12 +91,13 @@ def test_it_shows_the_model_as_it_is_now(shown):
 
 def test_a_class_narrows_the_choice(shown, data):
     shown.number.value = 50
+    assert shown.of_class.label == "every class"
     shown.of_class.value = 4
     places = (data.test.y == 4).nonzero().flatten().tolist()
     assert (shown.number.value, shown.number.max, shown.view.place) == (0, len(places) - 1, places[0])
     shown.number.value = 2
     assert shown.view.place == places[2] and shown.view.label == 4
-    shown.of_class.value = None
+    shown.of_class.value = -1
     assert shown.number.max == len(data.test) - 1 and shown.view.place == 0
 
 

@@ -207,3 +207,24 @@ def test_this_package_never_loads_a_program(folder):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         assert not [name for name in called if name.endswith(("export.load", "load_pt2"))], path.name
+
+
+def test_an_export_and_a_run_do_not_share_a_folder(tmp_path):
+    """Else one would have the other's weights. Nor does an export take the place of a README of something else."""
+    data = at.load_data("digits")
+    run = at.fit(at.build_model("small-cnn", data, width=2), at.defenses.Standard(at.Threat("linf", 0.1)),
+                 data, epochs=1, validate_every=0, out=tmp_path / "run")  # fmt: skip
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(FileError, match="holds a run"):
+        run.export(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("mine")
+    with pytest.raises(FileError, match="already holds a README.md"):
+        run.export(tmp_path / "own")
+    assert (tmp_path / "own" / "README.md").read_text() == "mine"
+    run.export(tmp_path / "export")
+    with pytest.raises(FileError, match="holds an export"):
+        run.save(tmp_path / "export")
+    with pytest.raises(FileError, match="holds an export"):
+        at.fit(run.model, run.defense, data, epochs=1, out=tmp_path / "export")

@@ -622,3 +622,17 @@ def test_what_a_factory_sets_for_the_process_is_set_back(tmp_path, where):
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
         sys.modules.pop("advtrain_model_sets", None)
+
+
+@pytest.mark.parametrize("kind", [lambda out: out, lambda out: (out, None)], ids=["tensor", "tuple"])
+def test_a_network_that_looks_like_a_transformer_may_return_its_logits_alone(kind):
+    class Own(nn.Sequential):
+        main_input_name = "pixel_values"
+
+        def forward(self, x):
+            return kind(super().forward(x))
+
+    own = Own(nn.Flatten(), nn.Linear(64, 10))
+    x = torch.rand(2, 1, 8, 8)
+    logits = at.load_model(own)(x)
+    assert torch.equal(logits, own[1](own[0](x)))

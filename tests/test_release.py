@@ -92,7 +92,7 @@ def test_a_release_and_the_way_back(clone):
     ours = sync.repository()
     done = clone.release("0.1.0")
     assert done.returncode == 0, done.stderr
-    assert 'git tag --annotate v0.1.0 --message "v0.1.0"\n  git push origin main v0.1.0\n' in done.stdout
+    assert 'git tag --annotate v0.1.0 --message "v0.1.0"\n  git push origin v0.1.0\n' in done.stdout
     assert not clone.git("tag") and clone.git("rev-list", "--count", "HEAD").strip() == "1", "it only says what to do"
     assert 'version = "0.1.0"' in clone("pyproject.toml")
     day = re.search(r"^## \[0\.1\.0\] - (\d{4}-\d\d-\d\d)\n\n### Added\n\n- Something\.$", clone("CHANGELOG.md"), re.M)[
@@ -186,7 +186,7 @@ def test_the_paper_of_every_defense_is_cited(name, citation):
 # ---- Workflows ------------------------------------------------------------------------------------------------------
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-WRITES = {"site.yml": {"site": {"contents": "write"}}, "release.yml": {"release": {"contents": "write"}}}
+WRITES = {"site.yml": {"publish": {"contents": "write"}}, "release.yml": {"release": {"contents": "write"}}}
 WRITES["release.yml"]["publish"] = {"id-token": "write"}  # what a trusted publisher is known by
 
 
@@ -215,7 +215,9 @@ def test_a_workflow_may_do_what_it_has_to_and_nothing_else(path):
             assert re.fullmatch(r"actions/[\w-]+@v\d+|pypa/[\w-]+@release/v\d+", step.get("uses", "actions/x@v1"))
             assert not re.search(r"\$\{\{ *(github\.|inputs)", step.get("run", "")), step
             if "checkout" in step.get("uses", ""):
-                assert step["with"]["persist-credentials"] == ("site" in workflow["jobs"])
+                pushes = job.get("permissions") == {"contents": "write"}
+                assert step["with"]["persist-credentials"] == pushes
+                assert not pushes or "make " not in "".join(step.get("run", "") for step in job["steps"])
 
 
 def runs(path):

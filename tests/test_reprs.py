@@ -216,3 +216,17 @@ def test_an_image_brings_its_pixels_and_its_description():
     html = pictures.tag(Image.new("RGB", (3, 2), "red"), 'a "red" <flag>')
     assert 'alt="a &quot;red&quot; &lt;flag&gt;"' in html and 'width="3" height="2"' in html
     assert (pixels(html) == (255, 0, 0)).all()
+
+
+def test_weights_of_no_whole_epoch_are_not_called_those_of_one(run):
+    assert "epoch 2, kept" in str(run)
+    run.status = "interrupted"
+    assert "kept" not in str(run) and "epoch 3, last" in str(run)
+    run.options["select"] = "best"  # whose weights are put back
+    assert "epoch 2, kept" in str(run)
+
+
+def test_a_data_set_of_which_nothing_was_read_yet_is_shown_without_images(data):
+    loader = DataLoader(TensorDataset(data.test.images(), data.test.y))
+    bare = at.Dataset("own", loader, None, None, (1, 8, 8), 10, tuple("0123456789"), (0.5,), (0.5,))
+    assert "<img" not in bare._repr_html_() and "a DataLoader" in bare._repr_html_()

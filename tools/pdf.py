@@ -156,6 +156,8 @@ class Article:
             if tag.name == "span" and not tag.contents:  # Chromium forgets places that have nothing in them
                 tag.string, tag["class"] = "\N{WORD JOINER}", ["anchor"]
         for tag in self.body.select("[src]"):
+            if urlsplit(tag["src"]).scheme:  # data:image/png;base64,... lies nowhere
+                continue
             tag["src"] = (folder / f"{self.page}.html").parent.joinpath(unquote(tag["src"])).resolve().as_uri()
         for tag in self.body.select("a[href]"):
             url = urljoin(f"file:///{self.page}.html", tag["href"])

@@ -67,23 +67,31 @@ def with_heading(changelog, version, date):
     return re.sub(r"^(?=## \[)", f"{UNRELEASED}\n", changelog, count=1, flags=re.M)
 
 
-def prepare(version, date):
-    """Write the version everywhere. Returns {path: its text before} of the files that changed."""
+def prepare(version, date, before):
+    """Write the version everywhere; `before` gets {path: its text until now, None if new} of the files that change."""
     edits = {
         PYPROJECT: with_version(PYPROJECT.read_text(encoding="utf-8"), version),
         CHANGELOG: with_heading(CHANGELOG.read_text(encoding="utf-8"), version, date),
     }
-    before = write(edits)
+    write(edits, before)
     sync.project.cache_clear()
-    return {**write(sync.pending()), **before}
+    write(sync.pending(), before)
 
 
-def write(texts):
-    """Write {path: text}. Returns what was there."""
-    before = {path: path.read_text(encoding="utf-8") for path in texts}
+def write(texts, before):
+    """Write {path: text}, and note in `before` what was there first."""
     for path, text in texts.items():
+        before.setdefault(path, path.read_text(encoding="utf-8") if path.exists() else None)
         path.write_text(text, encoding="utf-8", newline="\n")
-    return before
+
+
+def restore(before):
+    """Every file as it was."""
+    for path, text in before.items():
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def main():
@@ -92,16 +100,22 @@ def main():
     version = parser.parse_args().version
     if reason := refusal(version):
         sys.exit(reason)
-    before = prepare(version, datetime.date.today().isoformat())
-    if subprocess.run(["make", "check"], cwd=ROOT).returncode:
-        write(before)
+    before = {}
+    try:
+        prepare(version, datetime.date.today().isoformat(), before)
+        failed = subprocess.run(["make", "check"], cwd=ROOT).returncode
+    except BaseException:  # also Ctrl-C, or no make
+        restore(before)
+        raise
+    if failed:
+        restore(before)
         sys.exit("make check found the above, so nothing was changed. Correct it, commit, and begin again.")
     tag = f"v{version}"
     print(f"\n{len(before)} files now say {version}. Look at them with `git diff`; then:\n")
     if sync.is_release(version):
         major, minor, _ = map(int, version.split("."))
         print(f'  git commit --all --message "Release {version}"\n  git tag --annotate {tag} --message "{tag}"')
-        print(f"  git push origin main {tag}\n\nThe tag makes the release and its site. Afterwards:\n")
+        print(f"  git push origin {tag}\n\nThe tag makes the release and its site. Afterwards:\n")
         print(f"  python tools/release.py {major}.{minor + 1}.0.dev0")
     else:
         print(f'  git commit --all --message "Begin {version}"\n  git push origin main')

@@ -20,6 +20,7 @@ from ..errors import bad, check_kind, is_real
 from ..evaluate import check_subject, find_correct
 from ..report import NORMS, Report, Row, radius
 from ..rng import Rng
+from ..run_view import kept
 from ..runs import Run
 from ..threat import Threat, format_eps
 from .canvas import BLUE, DARK, GREY, ORANGE, PINK, Picture, bars, canvas, looks, percent
@@ -67,8 +68,8 @@ def history(run: Run) -> Figure:
     percent(right.yaxis)
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
-        if run.best_epoch:
-            ax.axvline(run.best_epoch, color=DARK, linewidth=1, label=f"weights of epoch {run.best_epoch} kept")
+        if epoch := kept(run):
+            ax.axvline(epoch, color=DARK, linewidth=1, label=f"weights of epoch {epoch} kept")
         for number, words in marked(run.notes):
             ax.axvline(number, color=ORANGE, linewidth=1.5, linestyle=(0, (1, 1)), label=f"epoch {number}: {words}")
         ax.set_xlabel("epoch")
