@@ -34,7 +34,7 @@ from .options import DATA_HELP, field_options, name_values, preset_options, sign
 from .presets import PRESETS
 from .processes import first_alone, first_before_others, joined, rank, several
 from .provenance import version
-from .results.table import count
+from .report import count
 from .runs import Run
 from .schedules import SCHEDULES
 from .threat import Threat

@@ -25,7 +25,7 @@ from .experiments import Experiment, check_results_file, load, names, reproduce
 from .experiments.trials import data_of, judged, one_thread
 from .models import MODELS, build_model
 from .options import refuse
-from .results.table import count
+from .report import count
 from .rng import Rng
 from .threat import Threat
 

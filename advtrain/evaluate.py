@@ -19,7 +19,7 @@ from .data import Split, as_split
 from .errors import ModelError, at_least, bad, check_kind, is_real, one_of
 from .modes import attacking, evaluating, place
 from .progress import progress_bar
-from .report import Report, Row
+from .report import Report, Row, count
 from .rng import Rng
 from .threat import Threat, format_eps
 
@@ -57,7 +57,7 @@ class Protocol:
     def describe(self, threat: Threat) -> str:
         """The protocol in a few words, such as "50 steps of 2/255, 10 restarts, any iterate"."""
         which = {"any": "any iterate", "last": "last iterate"}[self.keep]
-        restarts = f"{self.restarts} restart{'s' * (self.restarts > 1)}"
+        restarts = count(self.restarts, "restart")
         return f"{self.steps} steps of {format_eps(self.size(threat))}, {restarts}, {which}"
 
 

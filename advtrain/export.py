@@ -27,6 +27,7 @@ from .models import Normalize
 from .modes import place
 from .provenance import version
 from .recipe import check_network
+from .report import NORMS
 from .rng import Rng
 from .runs import save_weights, spec_of
 from .threat import Threat, format_eps
@@ -165,8 +166,7 @@ def _readme(about: dict[str, Any], threat: Threat | None) -> str:
     layer, output, defense = about["normalisation"], about["output"], about["defense"]
     numbers = layer and [", ".join(f"{number:.4g}" for number in layer[key]) for key in ("mean", "std")]
     names = "" if not output["classes"] else ": " + ", ".join(output["classes"])
-    norm = threat and {"linf": "ℓ∞", "l2": "ℓ2"}[threat.norm]
-    ball = threat and f"{norm} perturbations of at most ε = {format_eps(threat.eps)}"
+    ball = threat and f"{NORMS[threat.norm]} perturbations of at most ε = {format_eps(threat.eps)}"
     method = defense and f"`{defense['name']}`" + (f" on {about['data']}" if about["data"] else "")
     spec = about["model"]
     return README.format(

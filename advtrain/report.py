@@ -142,6 +142,11 @@ def radius(threat: Threat) -> str:
     return f"{NORMS[threat.norm]} ε = {format_eps(threat.eps)}"
 
 
+def count(n: int, name: str) -> str:
+    """A number with its noun: `1 run`, `2 runs`."""
+    return f"{n:,} {name}" + ("" if n == 1 else "s")
+
+
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 """How norms are written."""
 

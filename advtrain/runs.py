@@ -28,6 +28,7 @@ from .errors import AdvtrainError, ArgumentError, FileError, bad
 from .files import atomic, check_free_of, check_writable, read_json, write_json
 from .models import build_model
 from .recipe import find_device
+from .report import count
 from .run_view import as_html, as_text
 from .threat import Threat
 
@@ -137,8 +138,7 @@ class Run:
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
-        epochs = f"{len(self.history)} epoch{'s' * (len(self.history) != 1)}"
-        parts = [self.defense.name, f"{self.status} after {epochs}"]
+        parts = [self.defense.name, f"{self.status} after {count(len(self.history), 'epoch')}"]
         parts += [f"{key} {last[key]:.1%}" for key in ("accuracy", "val_clean", "val_pgd") if key in last]
         return f"Run({', '.join([*parts, *([str(self.path)] if self.path else [])])})"
 

@@ -2,7 +2,6 @@
 
 import http.server
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -82,21 +81,6 @@ def full_data(test_data, tmp_path_factory):
         return unpacked
 
     return folder_with
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    """The path of a wheel built from a copy of the sources."""
-    folder = tmp_path_factory.mktemp("sources")
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ["advtrain", "book", "tests"]:
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]:
-        shutil.copy(ROOT / name, folder)
-    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
-    subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True)
-    (path,) = (folder / "dist").iterdir()
-    return path
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import archives
 import nbformat
 import pytest
 import yaml
@@ -211,6 +212,13 @@ def wrong(done, stored):
                 yield f"cell {number}: {problem}"
             if "nbval-ignore-output" not in tags and outputs(cell) != outputs(before):
                 yield f"cell {number}: its output is not the stored one, but {outputs(cell)}"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The path of a wheel of this tree."""
+    (path,) = archives.build(archives.sources(tmp_path_factory.mktemp("wheel") / "sources"), "wheel")
+    return path
 
 
 def run_in_colab(runtime, path, wheel):

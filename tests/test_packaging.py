@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from archives import build, sources
 from markdown_it import MarkdownIt
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
@@ -270,8 +271,9 @@ def test_every_text_file_is_opened_with_its_encoding():
 
 
 @pytest.fixture(scope="module")
-def in_wheel(wheel):
+def in_wheel(built):
     """The names inside the wheel."""
+    (_, wheel), _ = built
     with zipfile.ZipFile(wheel) as archive:
         return archive.namelist()
 
@@ -299,26 +301,11 @@ def test_wheel_holds_command_and_license(in_wheel):
     assert any(name.endswith("/LICENSE") for name in in_wheel)
 
 
-BUILD = (
-    "import sys; from setuptools import build_meta; [getattr(build_meta, f'build_{k}')('dist') for k in sys.argv[1:]]"
-)
-
-
-def build(folder, *kinds, umask=0o022):
-    """The archives of these kinds, built in that folder by another process."""
-    mask = {} if os.name == "nt" else {"umask": umask}
-    subprocess.run([sys.executable, "-c", BUILD, *kinds], cwd=folder, check=True, capture_output=True, **mask)
-    return [next((folder / "dist").glob({"sdist": "*.tar.gz", "wheel": "*.whl"}[kind])) for kind in kinds]
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A source archive and a wheel, built twice: elsewhere, at another date, by another umask, after another build."""
     here, there = (tmp_path_factory.mktemp(name) / "sources" for name in ("here", "another-place"))
-    for path in sync.tracked():
-        (here / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, here / path.relative_to(ROOT))
-    shutil.copytree(here, there)
+    shutil.copytree(sources(here), there)
     for path in there.rglob("*"):
         os.utime(path, (10**9, 10**9))
         path.chmod(0o700 if path.is_dir() else 0o600)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import ModelError, one_of
+from ..report import count
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Stage:
 
     def __str__(self) -> str:
         parts = [f"{self.steps} {'queries' if self.kind == 'square' else 'steps'}"]
-        parts += [f"{self.targets} target{'s' * (self.targets > 1)}"] * bool(self.targets)
+        parts += [count(self.targets, "target")] * bool(self.targets)
         parts += [f"{self.restarts} restarts"] * (self.restarts > 1)
         parts += [f"{self.eot} passes a gradient"] * (self.eot > 1)
         return ", ".join(parts) + (f" ({self.note})" if self.note else "")

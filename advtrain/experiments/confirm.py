@@ -11,10 +11,9 @@ from typing import Any
 from ..defenses import DEFENSES
 from ..errors import FileError, at_least, one_of
 from ..recipe import find_device
-from ..report import wilson
+from ..report import count, wilson
 from ..results import Results, Trial, load_results, t_quantile
 from ..results.paired import deviation
-from ..results.table import count
 from .reproduce import made_trials
 from .trials import call_provenance
 

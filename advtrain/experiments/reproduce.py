@@ -16,9 +16,9 @@ from ..errors import at_least, bad, is_real
 from ..files import check_writable
 from ..models import build_model
 from ..recipe import compiled, find_device
+from ..report import count
 from ..results import Results, Trial
 from ..results.read import in_order, with_judgement
-from ..results.table import count
 from .checks import place
 from .read import load
 from .spec import Experiment, Plan

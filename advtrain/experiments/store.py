@@ -9,9 +9,9 @@ from typing import Any
 
 from ..errors import FileError
 from ..files import atomic, locked
+from ..report import count
 from ..results import Results, load_results
 from ..results.read import drop_unused_calls, take_over
-from ..results.table import count
 from .spec import Experiment, Plan
 
 

@@ -74,12 +74,9 @@ def adversarial_grid(
 
     figure = Picture(figsize=(max(3.6, 1.15 * len(x) + 1.0), 4.9), layout="constrained")
     axes = figure.subplots(3, len(x), squeeze=False)
-    for ax, image in zip(axes[0], x, strict=True):
-        show(ax, image)
-    for ax, image in zip(axes[1], magnified(change, factor), strict=True):
-        show(ax, image)
-    for ax, image in zip(axes[2], x_adv, strict=True):
-        show(ax, image)
+    for line, images in zip(axes, (x, magnified(change, factor), x_adv), strict=True):
+        for ax, image in zip(line, images, strict=True):
+            show(ax, image)
     for line, share in ((axes[0], shares[0]), (axes[2], shares[1])):
         for ax, row, label in zip(line, share, y.tolist(), strict=True):
             read(ax, row, label, names)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..markup import table
-from ..threat import format_eps
+from ..report import radius
+from ..threat import Threat
 from .paired import deviation
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _mean(values: list[Any]) -> float | None:
 def table_rows(results: Results) -> list[dict[str, Any]]:
     """See `Results.table`."""
     rows = []
-    clock, unit = ("cpu" if _on_cpus(results) else "train"), _unit(results)
+    clock, unit = ("cpu" if _on_cpus(results) else "train"), unit_of(results)
     for method in results.methods:
         runs = results.of(method)
         row: dict[str, Any] = {"method": method, "seeds": len(runs)}
@@ -95,7 +96,7 @@ def _on_cpus(results: Results) -> bool:
     return all(_call(results, run).get("device") == "cpu" and "cpu" in run.seconds for run in _finished(results))
 
 
-def _unit(results: Results) -> float | None:
+def unit_of(results: Results) -> float | None:
     """What the first method with the defense `standard` costs, in forward-equivalents of an image; None without one."""
     names = [method["name"] for method in results.experiment["methods"] if method["defense"].get("name") == "standard"]
     return _mean([run.forwards_total for name in names[:1] for run in results.of(name)]) or None
@@ -122,11 +123,11 @@ def _cells(results: Results) -> list[list[str]]:
     head += ["forwards", "cost", "CPU s" if _on_cpus(results) else "seconds", "seeds"]
     table = [head + ["failed"] * failed]
     for row in rows:
-        cells = [row["method"], *(_percent(row[name]) for name in ("clean", "fgsm", "pgd"))]
+        cells = [row["method"], *(percent(row[name]) for name in ("clean", "fgsm", "pgd"))]
         cells[3] += f" {MASKED}" if row["masked"] else ""
         cells += _verdicts(row) * judged
         cells += [_figure(row["logs"].get("implicit_share"), ".2g")] * implicit
-        cells += [_figure(row["forwards"], ".1f"), _figure(row["cost"], ",.0f" if _unit(results) is None else ".1f")]
+        cells += [_figure(row["forwards"], ".1f"), _figure(row["cost"], ",.0f" if unit_of(results) is None else ".1f")]
         cells += [_figure(row["seconds"], ".1f"), str(row["seeds"])]
         table.append(cells + [str(row["failed"])] * failed)
     return table
@@ -136,7 +137,7 @@ def _figure(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _percent(value: Summary | None) -> str:
+def percent(value: Summary | None) -> str:
     if value is None:
         return "–"
     return f"{100 * value.mean:.1f}" + ("" if value.std is None else f" ± {100 * value.std:.1f}")
@@ -147,16 +148,15 @@ def _verdicts(row: dict[str, Any]) -> list[str]:
     judged = sum(row["diagnose"].values())
     some = "" if judged in (0, row["seeds"]) else f" ({judged} of {row['seeds']})"
     words = [word if n == row["seeds"] else f"{word} {n}" for word, n in row["diagnose"].items()]
-    return [f"{_percent(row['autoattack'])}{some}", ", ".join(words) or "–"]
+    return [f"{percent(row['autoattack'])}{some}", ", ".join(words) or "–"]
 
 
 def _caption(results: Results) -> str:
     """What was judged, on what, and what the columns mean."""
     e = results.experiment
-    norm = {"linf": "ℓ∞", "l2": "ℓ2"}[e["threat"]["norm"]]
     limit = f"first {e['judge']['limit']:,} images of the " if e["judge"].get("limit") else ""
-    where = f"{e['data'].get('name')}, {e['model'].get('name')}, {norm} ε = {format_eps(e['threat']['eps'])}"
-    standard = _unit(results) is not None
+    where = f"{e['data'].get('name')}, {e['model'].get('name')}, {radius(Threat(**e['threat']))}"
+    standard = unit_of(results) is not None
     cost = "as a multiple of standard training" if standard else "in forward-equivalents per training image"
     seconds = "CPU s: processor time" if _on_cpus(results) else "seconds: time on the clock"
     lines = [
@@ -172,11 +172,6 @@ def _caption(results: Results) -> str:
     return ". ".join(lines)
 
 
-def count(n: int, name: str) -> str:
-    """A number with its noun: `1 run`, `2 runs`."""
-    return f"{n:,} {name}" + ("" if n == 1 else "s")
-
-
 def short(message: str) -> str:
     """The first line of a message, without control characters, of 200 characters at most."""
     first = next((line for line in message.splitlines() if line.strip()), "").strip()
@@ -188,7 +183,7 @@ def _plain(text: str) -> str:
     return text
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Such that Markdown shows the text itself."""
     return re.sub(r"([\\`*_{}\[\]<>|#&$~^])", r"\\\1", text)
 
@@ -247,7 +242,7 @@ def as_markdown(results: Results) -> str:
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
-    head, *rows = ([_quoted(cell) for cell in cells] for cells in _cells(results))
+    head, *rows = ([quoted(cell) for cell in cells] for cells in _cells(results))
     table = [line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]
-    below = [*_remarks(results, _quoted), *(f"- {difference}" for difference in results.comparisons)]
+    below = [*_remarks(results, quoted), *(f"- {difference}" for difference in results.comparisons)]
     return "\n".join([*table, "", f"{_caption(results)}.", *(["", *below] if below else [])]) + "\n"

@@ -21,11 +21,10 @@ from advtrain_results import Recorded, table
 
 import advtrain as at
 from advtrain.files import atomic
-from advtrain.report import wilson
+from advtrain.report import NORMS, wilson
 from advtrain.results import t_quantile
 from advtrain.results.paired import deviation
-from advtrain.results.table import _percent as percent
-from advtrain.results.table import _quoted as quoted
+from advtrain.results.table import percent, quoted, unit_of
 from advtrain.threat import format_eps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +38,6 @@ import advtrain as at
 data, threat = at.load_data("digits"), at.Threat("linf", eps=0.3)
 model = at.build_model("small-cnn", data)
 """
-NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 
 
 def title(kind):
@@ -159,7 +157,7 @@ def recorded(stem, name):
     results = experiments()[stem]
     e, labels = results.experiment, own(results, name)
     protocol = e["judge"]["protocol"]
-    times = any(method["defense"].get("name") == "standard" for method in e["methods"])
+    times = unit_of(results) is not None
     unit = "cost, × standard" if times else "cost, passes"
     pgd = f"PGD-{protocol['steps']}-{protocol['restarts']}"
     rows = {row["method"]: row for row in results.table()}
