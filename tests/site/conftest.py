@@ -192,20 +192,34 @@ class Tab:
     """One page of a window, in which addresses are opened one after another: a new page would take longer each time."""
 
     def __init__(self, window, scripts=True):
-        self.page, self.scripts, self.seen = window.new_page(), scripts, None
+        self.page, self.scripts, self.asked = window.new_page(), scripts, set()
+        self.seen = Visit(self.page, "about:blank")
         note = {
             "console": lambda message: self.seen.console.append(f"{message.type}: {message.text}"),
             "pageerror": lambda error: self.seen.console.append(f"uncaught: {error}"),
-            "request": lambda request: self.seen.requests.append(request.url),
-            "requestfailed": lambda request: self.seen.failed.append(f"{request.url}: {request.failure}"),
+            "request": self.note_request,
+            "requestfailed": self.note_failure,
             "response": lambda r: self.seen.failed.append(f"{r.url}: {r.status}") if r.status >= 400 else None,
         }
         for event, noted in note.items():
             self.page.on(event, noted)
 
+    def note_request(self, request):
+        self.asked.add(request)
+        self.seen.requests.append(request.url)
+
+    def note_failure(self, request):
+        """What an earlier page had asked for is no failure of this one."""
+        if request in self.asked:
+            self.seen.failed.append(f"{request.url}: {request.failure}")
+
     def open(self, address):
-        """Open an address, and wait until its formulas and figures are there."""
-        self.seen = Visit(self.page, address)
+        """Open an address, and wait until its formulas and figures are there.
+
+        What the page before still asks for (its icon, say) is cut off by the empty page between them.
+        """
+        self.page.goto("about:blank")
+        self.seen, self.asked = Visit(self.page, address), set()
         self.page.goto(address, wait_until="load")
         if self.scripts:
             self.page.evaluate(SETTLED)

@@ -348,8 +348,7 @@ def test_a_wrong_address_leads_to_a_page_that_helps(visit, served, address):
         address = found.page.locator(f'article a[href$="{link}"]').first.get_attribute("href")
         assert served.endswith(address.removesuffix(link))
     found.page.locator('article a[href$="book/index.html"]').first.click()
-    found.page.wait_for_load_state()
-    assert found.page.url == served + "book/index.html"
+    found.page.wait_for_url(served + "book/index.html")  # until it has loaded, which wait_for_load_state says too early
 
 
 def test_the_root_leads_to_the_first_page(chromium, served):
