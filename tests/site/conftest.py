@@ -184,7 +184,8 @@ def untypeset(formulas):
 def new_window(browser, width, mode, **options):
     """A window of a reader with a screen of this width, who prefers light or dark pages."""
     window = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode, **options)
-    window.add_init_script(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
+    chosen = f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')"
+    window.add_init_script(f"if (location.protocol !== 'about:') {{ {chosen} }}")  # the empty page stores nothing
     return window
 
 
