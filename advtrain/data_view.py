@@ -57,15 +57,15 @@ def augmentation(data: Dataset) -> str:
 
 def split_html(split: Split) -> str:
     """How many images, of what kind, and the first of each class."""
-    count, *shape = split.x.shape
-    classes = int(split.y.max()) + 1 if count else 0
+    total, *shape = split.x.shape
+    classes = int(split.y.max()) + 1 if total else 0
     rows = [
-        ("images", f"{count:,}"),
+        ("images", f"{total:,}"),
         ("shape", "×".join(map(str, shape))),
         ("type", str(split.x.dtype).removeprefix("torch.")),
-        ("of each class", per_class(split, classes) if count else "none"),
+        ("of each class", per_class(split, classes) if total else "none"),
     ]
-    return table(None, rows, caption="Split") + (strip_html(split, tuple(map(str, range(classes)))) if count else "")
+    return table(None, rows, caption="Split") + (strip_html(split, tuple(map(str, range(classes)))) if total else "")
 
 
 def per_class(split: Split, classes: int) -> str:

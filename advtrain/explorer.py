@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, cast
 
@@ -128,7 +128,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         device, dtype = place(self.model)
         part = self.split[where].to(device)
         x, y, eps = part.images(dtype=dtype), part.y, self.eps.value
-        threat = Threat(self.threat.norm, eps, self.threat.low, self.threat.high) if eps > 0 else None
+        threat = replace(self.threat, eps=eps) if eps > 0 else None
         x_adv = x
         if threat is not None:
             check_attack(self.model, x, y, threat)

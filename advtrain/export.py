@@ -106,7 +106,7 @@ def export(
         "made_with": {"torch": torch.__version__, "advtrain": version()},
     }
     with atomic(folder / "README.md") as partial:
-        partial.write_text(_readme(about, threat if defense is None else defense.threat), encoding="utf-8")
+        partial.write_text(_readme(about, threat), encoding="utf-8")
     about["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     write_json(folder / "model.json", about)
     return folder

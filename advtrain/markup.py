@@ -51,15 +51,15 @@ def sketch(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], wo
     parts = []
     for number, (title, curves) in enumerate(panels.items()):
         left = number * (WIDTH + 20)
-        points = [point for curve in curves.values() for point in curve if all(map(math.isfinite, point))]
+        finite = {name: [point for point in curve if all(map(math.isfinite, point))] for name, curve in curves.items()}
+        points = [point for curve in finite.values() for point in curve]
         if not points:
             continue
         (x0, x1), (y0, y1) = ((min(values), max(values)) for values in zip(*points, strict=True))
         parts.append(f'<text x="{left}" y="11">{escape(title)}: {y0:.3g} to {y1:.3g}</text>')
-        for i, (name, curve) in enumerate(curves.items()):
-            inside = [(x, y) for x, y in curve if math.isfinite(x) and math.isfinite(y)]
-            across = [left + 1 + (WIDTH - 2) * (x - x0) / (x1 - x0 or 1) for x, _ in inside]
-            up = [HEIGHT - 4 - 62 * (y - y0) / (y1 - y0 or 1) for _, y in inside]
+        for i, (name, curve) in enumerate(finite.items()):
+            across = [left + 1 + (WIDTH - 2) * (x - x0) / (x1 - x0 or 1) for x, _ in curve]
+            up = [HEIGHT - 4 - 62 * (y - y0) / (y1 - y0 or 1) for _, y in curve]
             places = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, up, strict=True))
             style = f'fill="none" stroke="currentColor" stroke-width="1.5" stroke-dasharray="{dashes[i % 4]}"'
             parts.append(f'<polyline points="{places}" {style}/>')

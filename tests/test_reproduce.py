@@ -122,7 +122,6 @@ def wait_for(condition, process):
 
 
 @pytest.mark.posix
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_ctrl_c_and_kill_lose_no_finished_run(tiny, made):
     """Interrupted, then killed with no chance to tidy up: what was finished is kept, and the end is the same."""
     out = tiny.with_name("killed.json")
@@ -153,7 +152,6 @@ def test_ctrl_c_and_kill_lose_no_finished_run(tiny, made):
 
 
 @pytest.mark.posix
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_a_killed_worker_costs_its_own_task_alone():
     me = "__import__('os').getpid()"
     tasks = [("1 + 1",), (f"__import__('os').kill({me}, 9)",), ("2 + 2",)]

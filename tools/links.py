@@ -8,7 +8,6 @@ in one day if it did not answer as it should.
 
 import argparse
 import datetime
-import json
 import re
 import sys
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import sync
+
+from advtrain.files import read_json, write_json
 
 # Addresses that are not followed, and why.
 ACCEPTED = {
@@ -177,7 +178,7 @@ def follow(urls, cache, today=None, pause=1.0, **how):
         how: for `ask`.
     """
     today = today or datetime.date.today()
-    known = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
+    known = read_json(cache) if cache.is_file() else {}
     found = {}
     for url in urls:
         entry = known.get(url)
@@ -185,10 +186,7 @@ def follow(urls, cache, today=None, pause=1.0, **how):
         if entry is None or age >= (KEPT if good(entry) else KEPT_IF_BAD):
             status, word = ask(url, **how)
             known[url] = entry = {"date": today.isoformat(), "status": status, "said": word}
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            partial = cache.with_name(f".{cache.name}.partial")
-            partial.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            partial.replace(cache)
+            write_json(cache, known)
             time.sleep(pause)
         found[url] = entry
     return found

@@ -60,15 +60,12 @@ article.bd-article:not(.depth-0) { break-before: auto; margin-top: 12mm; }
 .bd-article :is(tr, .exercise > p, details.quiz, li > p, mjx-container[display]) { break-inside: avoid; }
 .bd-article pre { border-radius: 2px; break-inside: auto; margin: 0; orphans: 4; padding: 2mm; widows: 4; }
 .bd-article pre, .bd-article pre * { font-size: 7.6pt !important; line-height: 1.38; }
-.bd-article pre { overflow: visible; overflow-wrap: anywhere; white-space: pre-wrap; }
+.bd-article pre { overflow-wrap: anywhere; white-space: pre-wrap; }
 .bd-article div.cell { break-inside: auto; margin: .7em 0; }
-.bd-article div.cell_output { overflow: visible; }
 .bd-article :is(.cell_input, .cell_output) div.highlight { break-inside: auto; }
-.bd-article .admonition { box-shadow: none; break-inside: auto; overflow: visible; }
-.bd-article .pst-scrollable-table-container { overflow: visible; }
-.bd-article :is(table, mjx-container) { font-size: inherit; }
+.bd-article .admonition { box-shadow: none; break-inside: auto; }
 .bd-article table { font-size: 8.4pt; }
-.bd-article mjx-container { overflow: visible !important; }
+.bd-article mjx-container { font-size: inherit; overflow: visible !important; }
 .bd-article :is(td, th) { overflow-wrap: normal; padding: .25rem .4rem; }
 .bd-article :is(h1, h2, h3, h4, p, li, dt, dd, td, code) { overflow-wrap: anywhere; }
 .bd-article code { font-size: .88em; white-space: normal; }

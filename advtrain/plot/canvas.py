@@ -93,7 +93,7 @@ def bars(ax: Any, rows: list[Row], *, digits: int = 1) -> None:
     ax.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
     ax.set_xlim(0, 1.18)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    percent(ax.xaxis)
     ax.set_xlabel("accuracy left by the attack, with 95% interval")
     ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
@@ -101,13 +101,10 @@ def bars(ax: Any, rows: list[Row], *, digits: int = 1) -> None:
     shown = [kind for kind in LOOKS if kind in kinds]
     patches = [Patch(facecolor=LOOKS[kind][0], hatch=LOOKS[kind][1], edgecolor="white", label=kind) for kind in shown]
     below = ax.transAxes + ScaledTranslation(0, -0.45, cast(Figure, ax.figure).dpi_scale_trans)  # inches
-    beside: dict[str, Any] = {
-        "loc": "upper left",
-        "bbox_to_anchor": (0, 0),
-        "bbox_transform": below,
-        "borderaxespad": 0,
-    }
-    ax.legend(handles=patches, fontsize=8, ncols=2, frameon=False, **beside)
+    ax.legend(
+        handles=patches, fontsize=8, ncols=2, frameon=False, loc="upper left", bbox_to_anchor=(0, 0),
+        bbox_transform=below, borderaxespad=0,
+    )  # fmt: skip
 
 
 def percent(axis: Any) -> None:

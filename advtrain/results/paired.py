@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ArgumentError, at_least, bad
+from ..report import count
 
 ALWAYS = ("clean", "fgsm", "pgd")
 """The rows that every finished run has: accuracy on clean images, under FGSM, and under PGD."""
@@ -52,11 +54,7 @@ class Difference:
         to each side; it speaks of the randomness of training on this data set, not of other data. Equal differences
         tell nothing of how much they vary: an interval of no width would claim that they never do.
         """
-        n = len(self.values)
-        if n < 2 or self.constant:
-            return None
-        half = t_quantile(0.975, n - 1) * deviation(self.values) / math.sqrt(n)
-        return self.mean - half, self.mean + half
+        return mean_interval(self.values)
 
     @property
     def what(self) -> str:
@@ -66,7 +64,7 @@ class Difference:
     @property
     def constant(self) -> bool:
         """Whether the difference is the same at every seed."""
-        return max(self.values) - min(self.values) < 1e-9
+        return agree(self.values)
 
     @property
     def signs(self) -> tuple[int, int, int]:
@@ -77,7 +75,7 @@ class Difference:
     def __str__(self) -> str:
         above, below, equal = self.signs
         signs = f"above at {above}, below at {below}" + (f", equal at {equal}" if equal else "")
-        seeds = "1 seed" if len(self.values) == 1 else f"{len(self.values)} seeds"
+        seeds = count(len(self.values), "seed")
         each = f"each {', '.join(map(points, self.values))}"
         ends = ""
         if self.interval is not None:
@@ -97,7 +95,29 @@ def points(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
-def deviation(values: tuple[float, ...] | list[float]) -> float:
+def agree(values: Sequence[float]) -> bool:
+    """Whether all values are the same, up to rounding.
+
+    Args:
+        values: at least one.
+    """
+    return max(values) - min(values) < 1e-9
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95% interval of Student's t for the mean; None of fewer than two values, or where all agree.
+
+    Args:
+        values: taken for draws of one normal distribution.
+    """
+    n = len(values)
+    if n < 2 or agree(values):
+        return None
+    mean, half = math.fsum(values) / n, t_quantile(0.975, n - 1) * deviation(values) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def deviation(values: Sequence[float]) -> float:
     """Sample standard deviation, with n - 1 in the denominator.
 
     Args:

@@ -121,7 +121,7 @@ def _cells(results: Results) -> list[list[str]]:
     judged = any(row["diagnose"] for row in rows)
     head = ["method", "clean", "FGSM", pgd, *["AA", "diagnose"] * judged, *["implicit share"] * implicit]
     head += ["forwards", "cost", "CPU s" if _on_cpus(results) else "seconds", "seeds"]
-    table = [head + ["failed"] * failed]
+    lines = [head + ["failed"] * failed]
     for row in rows:
         cells = [row["method"], *(percent(row[name]) for name in ("clean", "fgsm", "pgd"))]
         cells[3] += f" {MASKED}" if row["masked"] else ""
@@ -129,8 +129,8 @@ def _cells(results: Results) -> list[list[str]]:
         cells += [_figure(row["logs"].get("implicit_share"), ".2g")] * implicit
         cells += [_figure(row["forwards"], ".1f"), _figure(row["cost"], ",.0f" if unit_of(results) is None else ".1f")]
         cells += [_figure(row["seconds"], ".1f"), str(row["seeds"])]
-        table.append(cells + [str(row["failed"])] * failed)
-    return table
+        lines.append(cells + [str(row["failed"])] * failed)
+    return lines
 
 
 def _figure(value: float | None, form: str) -> str:
@@ -243,6 +243,6 @@ def as_markdown(results: Results) -> str:
         return "| " + " | ".join(cells) + " |"
 
     head, *rows = ([quoted(cell) for cell in cells] for cells in _cells(results))
-    table = [line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]
+    lines = [line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]
     below = [*_remarks(results, quoted), *(f"- {difference}" for difference in results.comparisons)]
-    return "\n".join([*table, "", f"{_caption(results)}.", *(["", *below] if below else [])]) + "\n"
+    return "\n".join([*lines, "", f"{_caption(results)}.", *(["", *below] if below else [])]) + "\n"

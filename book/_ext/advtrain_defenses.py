@@ -12,7 +12,6 @@ is the table of all of them.
 
 import functools
 import json
-import math
 import re
 from inspect import cleandoc
 from pathlib import Path
@@ -21,9 +20,8 @@ from advtrain_results import Recorded, table
 
 import advtrain as at
 from advtrain.files import atomic
-from advtrain.report import NORMS, wilson
-from advtrain.results import t_quantile
-from advtrain.results.paired import deviation
+from advtrain.report import NORMS
+from advtrain.results.paired import mean_interval
 from advtrain.results.table import percent, quoted, unit_of
 from advtrain.threat import format_eps
 
@@ -134,17 +132,9 @@ def experiments():
 
 def interval(runs, metric):
     """95% interval of an accuracy in percent: over seeds if there are several, else over test images."""
-    values = [run[metric] for run in runs if metric in run.rows]
-    if len(values) == 1:
-        row = next(run.rows[metric] for run in runs if metric in run.rows)
-        ends = wilson(row["correct"], row["total"])
-    elif len(set(values)) < 2:
-        return "–"
-    else:
-        mean = math.fsum(values) / len(values)
-        half = t_quantile(0.975, len(values) - 1) * deviation(values) / math.sqrt(len(values))
-        ends = max(mean - half, 0.0), min(mean + half, 1.0)
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+    rows = [run.row(metric) for run in runs if metric in run.rows]
+    ends = rows[0].interval if len(rows) == 1 else mean_interval([row.accuracy for row in rows])
+    return "–" if ends is None else f"{100 * max(ends[0], 0.0):.1f} to {100 * min(ends[1], 1.0):.1f}"
 
 
 def own(results, name):
