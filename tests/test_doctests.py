@@ -70,11 +70,13 @@ LONG = {"diagnose", "models", "plot"}  # a whole diagnosis, PGD-50-10 of a ResNe
 def test_the_code_on_a_page_runs(page, tmp_path, monkeypatch):
     """As it stands there, after `import advtrain as at` and with the things it speaks of: few images, a small network.
 
-    Sets that are not part of the package, which `load_data` would ask to be fetched, are replaced by few random images.
+    Sets that are not part of the package, which `load_data` would ask to be fetched, are replaced by few random images,
+    and the trained transformer, which its library would download, by a small one of the same kind.
     """
     if page in LONG:
         pytest.importorskip("matplotlib")
         pytest.importorskip("timm")
+        pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     digits, threat = at.load_data("digits"), at.Threat("linf", eps=0.3)
@@ -97,8 +99,24 @@ def test_the_code_on_a_page_runs(page, tmp_path, monkeypatch):
         monkeypatch.chdir(run.export("exported"))
     if page == "models":
         import timm
+        import transformers
 
+        def classifier(name, num_labels, ignore_mismatched_sizes):
+            small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+            options = transformers.ViTConfig(image_size=32, patch_size=16, num_labels=num_labels, **small)
+            return transformers.ViTForImageClassification(options)
+
+        class SoftNet(torch.nn.Sequential):
+            def __init__(self):
+                super().__init__(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+                self.softmax = torch.nn.Softmax(1)
+
+        hub = {"AutoImageProcessor": lambda name: transformers.ViTImageProcessor(),
+               "AutoModelForImageClassification": classifier}  # fmt: skip
+        for name, instead in hub.items():
+            monkeypatch.setattr(getattr(transformers, name), "from_pretrained", instead)
         torch.save(timm.create_model("resnet26", num_classes=10).state_dict(), "weights.pt")
-    names = {**locals(), "at": at}
+        torch.save(SoftNet().state_dict(), "softnet.pt")
+    names = {**locals(), "at": at, "torch": torch}
     for code in PAGES[page]:
         exec(compile(code, f"{page}.md", "exec"), names)
