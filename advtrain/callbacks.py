@@ -75,24 +75,26 @@ class TensorBoard:
 
     Args:
         folder: where to write; one for each run.
+        resume: the folder may have the events of this run, which `fit` takes up: those of epochs that are trained
+            again are not shown twice.
 
     Raises:
         AdvtrainError: tensorboard is not installed.
         FileError: the folder cannot be written, or has the events of another run.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: str | os.PathLike[str], *, resume: bool = False):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise AdvtrainError("TensorBoard needs tensorboard: pip install tensorboard") from error
-        self.folder, self._make = Path(folder), SummaryWriter
+        self.folder, self.resume, self._make = Path(folder), resume, SummaryWriter
         self._writer: SummaryWriter | None = None
         self._check()
 
     def _check(self) -> None:
         check_writable(self.folder, holding="", overwrite=True)
-        if any(self.folder.glob("events.out.tfevents.*")):
+        if not self.resume and any(self.folder.glob("events.out.tfevents.*")):
             raise FileError(
                 f"{self.folder} already has the events of another run, and TensorBoard would draw both as one line; "
                 "choose another folder"
@@ -102,7 +104,8 @@ class TensorBoard:
         """Write the last epoch."""
         if self._writer is None:
             self._check()
-            self._writer = self._make(str(self.folder))
+            first = run.history[-1]["epoch"] if self.resume else None
+            self._writer = self._make(str(self.folder), purge_step=first)
             told = {key: run.config[key] for key in ("model", "defense", "data", "options")}
             self._writer.add_text("config", f"```json\n{json.dumps(told, indent=2)}\n```")
         record = run.history[-1]

@@ -151,7 +151,7 @@ def train(
             folder, name = Path(report_path).parent, Path(report_path).name
             first_alone(lambda: check_writable(folder, holding=name, overwrite=part["fit"]["overwrite"]))
         usual = "preactresnet18" if data.shape[1] >= 32 else "small-cnn"
-        callbacks = [TensorBoard(tensorboard)] if tensorboard else []
+        callbacks = [TensorBoard(tensorboard, resume=part["fit"]["resume"])] if tensorboard else []
         model_name = model_name or DEFAULT_MODEL.get(data.name, usual)
         model = build_model(model_name, data, seed=part["fit"]["seed"], **model_options)
         if number == 0:

@@ -136,6 +136,14 @@ class Defense:
     def adversary_step(self, model: nn.Module, batch: Batch, progress: float) -> None:
         """Two-player methods: update the adversary's own parameters, by `torch.autograd.grad` only."""
 
+    def finite(self) -> Tensor | None:
+        """Two-player methods: whether the last `adversary_step` met finite numbers alone, a bool scalar on the device.
+
+        It must not make a step that did not; where it returns False, the model's own update is not made either, and
+        the training ends.
+        """
+        return None
+
     def after_backward(self, model: nn.Module) -> None:
         """Called after each `__call__` and its backward pass, also if either failed: put back what was displaced."""
 

@@ -38,6 +38,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -77,6 +78,16 @@ def locked(path: str | os.PathLike[str], *, stale: float = 60) -> Iterator[None]
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the new name of a file outlast a power cut, where folders can be written through."""
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no such flag
+        handle = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -1,11 +1,13 @@
 """Batches: from a set that lives on the device, or through a torch `DataLoader`.
 
 Both have `len(loader)`, the number of batches, and `loader.epoch(k)`, which yields `(x, y, index)`; `index` is None
-where nobody knows which of the training images these are.
+where nobody knows which of the training images these are. `loader.state()`, asked at the beginning of an epoch, and
+`loader.epoch(k, skip)` let a training go on in the middle of an epoch, with the batches that it would have had.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,8 +88,14 @@ class Loader:
         joined = full > 0 and 0 < rest < 2 * self.processes
         return full if self.drop_last or joined else full + (rest > 0)
 
-    def epoch(self, number: int) -> Iterator[Triple]:
-        """The batches of epoch `number`.
+    def state(self) -> None:
+        """Nothing: an epoch is made from the seed and its number."""
+
+    def set_state(self, state: None) -> None:
+        """Take back what `state` gave."""
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Triple]:
+        """The batches of epoch `number`, without the first `skip`.
 
         Yields:
             x (B, C, H, W) in [0, 1], y (B,) int64, and index (B,) int64, the images' positions in the split; all on the
@@ -99,7 +107,7 @@ class Loader:
         order = order.to(self.device)
         draws = draw_augmentation(n, Rng(self.seed, "augment", number)).to(self.device) if self.augment else None
         starts = range(0, len(self) * self.batch_size, self.batch_size)
-        for start in starts:
+        for start in starts[skip:]:
             end = n if start == starts[-1] and not self.drop_last else start + self.batch_size
             index = order[start:end].tensor_split(self.processes)[self.rank]
             images = x[index]
@@ -166,7 +174,28 @@ class StreamLoader:
         except TypeError as error:
             raise DataError("the DataLoader has no length, and schedules count steps: give it a __len__") from error
 
-    def epoch(self, number: int) -> Iterator[Triple]:
+    def state(self) -> dict[str, Tensor]:
+        """The states of the generators that the `DataLoader` was given. Others, such as NumPy's, are not known here."""
+        return {name: generator.get_state() for name, generator in self._generators().items()}
+
+    def set_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        for name, generator in self._generators().items():
+            generator.set_state(state[name])
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        parts: dict[str, Any] = {"loader": self.loader, "sampler": self.loader.sampler}
+        found = {name: getattr(part, "generator", None) for name, part in parts.items()}
+        return {name: generator for name, generator in found.items() if generator is not None}
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Triple]:
+        """The batches of epoch `number`; the first `skip` are loaded too, and left out, before this returns."""
+        batches = self._batches(number)
+        for _ in itertools.islice(batches, skip):
+            pass
+        return batches
+
+    def _batches(self, number: int) -> Iterator[Triple]:
         """The batches of epoch `number`, each checked before it goes to the device.
 
         Yields:

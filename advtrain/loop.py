@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import attacks
+from .checkpoint_files import Checkpoints, moved
 from .dataset import Split
 from .defense import Batch, Step
-from .errors import ModelError, TrainingError, bad
+from .errors import ModelError, OverfittingWarning, TrainingError
 from .evaluate import count_correct
+from .finite import Guard, step_if
 from .keeper import Keeper
+from .loader import Loader
 from .monitor import Monitor
-from .parallel import TrainStep, average_buffers, pooled, synchronised
-from .processes import count, gather, rank, several
-from .recipe import compiled, make_optimizer
-from .rng import Rng
+from .parallel import TrainStep, average_buffers, synchronised
+from .processes import count, first_alone, gather, rank, several
+from .recipe import compiled, load_optimizer, make_optimizer
+from .resume import told_of
+from .rng import Rng, global_state, set_global_state
 from .runs import Run
 from .schedules import Rate, Schedule
+from .tally import Tally
 
 FUSED = (
     "{} differentiates a backward pass, which PyTorch cannot do for fused attention: build the network with plain "
@@ -37,7 +41,7 @@ class Loop:
 
     def __init__(
         self, run: Run, loader: Any, schedule: Schedule, pause: Callable[[], None], *, shape: tuple[int, int, int],
-        val: Split | None, bf16: bool, device: torch.device,
+        val: Split | None, bf16: bool, device: torch.device, checkpoints: Checkpoints | None = None, every: int = 0,
     ):  # fmt: skip
         self.run, self.loader, self.schedule, self.pause, self.val = run, loader, schedule, pause, val
         self.bf16, self.device = bf16, device
@@ -45,66 +49,74 @@ class Loop:
         self.monitor = Monitor()
         self.rng = Rng(self.options["seed"], "rank", rank()) if several() else Rng(self.options["seed"])
         self.optimizer = make_optimizer(self.model, self.options, device)
-        self.keeper = Keeper(self.model, select=self.options["select"], by=self.defense.select, ema=self.options["ema"])
+        self.keeper = Keeper(
+            self.model, select=self.options["select"], by=self.defense.select, ema=self.options["ema"],
+            remember=self.options["on_overfit"] == "rewind",
+        )  # fmt: skip
         self.steps = 0
+        self.checkpoints, self.every = checkpoints, every
+        self.saved = (0, 0)  # steps and epochs at the last checkpoint
+        self.begun: tuple[Any, Any] = ([], None)  # random states as the epoch began
+        self.tally = Tally(device)
+        self.told = told_of(run.config, run.data and run.data.train, device)
+        self.overfitted = False  # since the last epoch
+        self.between = True  # no step is under way
         self.defense.setup(self.model, shape, device)
         self.network = compiled(self.model, self.defense, self.options["compile"])  # what the defense is given
+        self.guard = Guard(self.model, device)
         self.own = TrainStep(self.network, self.defense)
         self.together = synchronised(self.own, device)
 
+    @property
+    def per_epoch(self) -> int:
+        """Steps of one epoch."""
+        return len(self.loader) * self.defense.replays
+
     def epoch(self, number: int, bar: Any) -> dict[str, Any]:
-        """One pass over the training data, validation, and the record of both."""
+        """One pass over the training data, or what is left of it; validation; and the record of both."""
         started = time.perf_counter()
-        replays = self.defense.replays
-        per_epoch = len(self.loader) * replays
-        total = per_epoch * self.options["epochs"]
-        loss_sum = torch.zeros((), device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        seen, rate = 0, self.schedule(self.steps, total, per_epoch)
-        first: Tensor | None = None  # the first answer
-        logs: dict[str, Tensor] = {}
-        logged: dict[str, int] = {}
-        constant = torch.ones((), dtype=torch.bool, device=self.device)
-        for x, y, index in self.loader.epoch(number - 1):
-            for _ in range(replays):
-                rate = self.schedule(self.steps, total, per_epoch)
+        total = self.per_epoch * self.options["epochs"]
+        done = self.steps - (number - 1) * self.per_epoch  # by the process whose checkpoint was taken up
+        if not done:
+            self.tally = Tally(self.device)
+        batch, replay = divmod(done, self.defense.replays)
+        for x, y, index in self.batches(number, batch):
+            for _ in range(replay, self.defense.replays):
+                rate = self.schedule(self.steps, total, self.per_epoch)
+                self.between = False
                 step = self.update(Batch(x, y, index, self.rng.child("step", self.steps)), self.steps / total, rate)
                 self.steps += 1
-                with torch.no_grad():
-                    answers = step.logits.detach().argmax(1)
-                    first = answers[0] if first is None else first
-                    constant &= (answers == first).all()
-                    correct += (answers == y).sum()
-                    loss_sum += step.loss.detach() * len(y)
-                    for key, value in step.logs.items():
-                        figure = torch.as_tensor(value).detach() * len(y)
-                        logs[key] = logs[key] + figure if key in logs else figure
-                        logged[key] = logged.get(key, 0) + len(y)  # a step may leave a figure out
-                seen += len(y)
+                self.tally.add(step, y)
+                self.between = True
+                self.look()
                 self.pause()
+                if self.every and not self.steps % self.every and self.steps < number * self.per_epoch:
+                    self.tally.seconds += time.perf_counter() - started
+                    started = time.perf_counter()
+                    self.checkpoint()
+            replay = 0
             bar.update()
-        own = {"epoch", "loss", "accuracy", "lr", "seconds", "val_clean", "val_fgsm", "val_pgd"}
-        if taken := logs.keys() & own:
-            bad("logs", sorted(taken), "names of the defense's own", "the history uses these itself")
-        sums = {"loss": (float(loss_sum), seen), "accuracy": (int(correct), seen)}
-        means = pooled(sums | {key: (float(value), logged[key]) for key, value in logs.items()})
-        record: dict[str, Any] = {"epoch": number, "loss": means.pop("loss"), "accuracy": means.pop("accuracy")}
-        record |= {key: value if math.isfinite(value) else None for key, value in means.items()}
-        self.check_finite(record)
+        self.look(now=True)
+        record: dict[str, Any] = {"epoch": number, **self.tally.record()}
         for network in dict.fromkeys((self.model, self.keeper.current)):  # in one order everywhere
             average_buffers(network)
-        record["lr"] = self.options["lr"] * rate.factor
+        record["lr"] = self.options["lr"] * self.schedule(self.steps - 1, total, self.per_epoch).factor
         every = self.options["validate_every"]
         due = bool(every) and (number % every == 0 or number == self.options["epochs"])
         if due and self.val is not None:
             record |= self.validate(self.val)
-        record["seconds"] = round(time.perf_counter() - started, 3)
+        record["seconds"] = round(self.tally.seconds + time.perf_counter() - started, 3)
+        self.between = False
         self.run.history.append(record)
-        # The one class that each process has ever seen answered.
-        only = gather(int(first) if first is not None and constant else None)
-        warn = self.watch(record, constant=None not in only and len(set(only)) == 1)
+        warn = self.watch(record, constant=self.tally.one_answer())
         self.keeper.after_epoch(record)
+        if self.overfitted and self.options["on_overfit"] == "rewind":
+            self.keeper.rewind()
+            self.run.notes.append(
+                f"rewound to epoch {self.keeper.epoch}, that of the highest accuracy under PGD so far"
+            )
         self.run.best_epoch = self.keeper.epoch
+        self.between = True
         if self.run.path is not None and (due or not every or self.val is None):
             with self.keeper.restored():
                 self.run.save()
@@ -112,28 +124,43 @@ class Loop:
         bar.set_postfix({key: f"{record[key]:.3f}" for key in ("loss", "accuracy", "val_pgd") if key in record})
         return record
 
+    def batches(self, number: int, skip: int) -> Iterator[Any]:
+        """Those of epoch `number` after the first `skip`, which an earlier process has trained on."""
+        if not skip:
+            self.begun = global_state(self.device), self.loader.state()
+            return iter(self.loader.epoch(number - 1))
+        now = global_state(self.device)
+        set_global_state(self.begun[0], self.device)
+        self.loader.set_state(self.begun[1])
+        left = self.loader.epoch(number - 1, skip)
+        set_global_state(now, self.device)
+        return iter(left)
+
     def update(self, batch: Batch, progress: float, rate: Rate) -> Step:
         """One optimizer step on one batch."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.options["lr"] * rate.factor
             if rate.momentum is not None and "momentum" in group:
                 group["momentum"] = rate.momentum
-        with self.autocast():
-            self.defense.adversary_step(self.network, batch, progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
+        with self.guard.judging(self.steps) as told:
             with self.autocast():
-                step: Step = self.together(batch, progress)
-            step.loss.backward()
-        except RuntimeError as error:
-            if "scaled_dot_product" in str(error) and self.defense.second_order:
-                raise ModelError(FUSED.format(self.defense.name)) from error
-            raise
-        finally:
-            self.defense.after_backward(self.network)
+                self.defense.adversary_step(self.network, batch, progress)
+            player = self.defense.finite()
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                with self.autocast():
+                    step: Step = self.together(batch, progress)
+                step.loss.backward()
+            except RuntimeError as error:
+                if "scaled_dot_product" in str(error) and self.defense.second_order:
+                    raise ModelError(FUSED.format(self.defense.name)) from error
+                raise
+            finally:
+                self.defense.after_backward(self.network)
+            told += [step.loss, *([] if player is None else [player])]
         if self.options["clip_grad"]:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_grad"])
-        self.optimizer.step()
+        step_if(self.guard.good, self.optimizer)
         self.keeper.after_step()
         return step if self.own.weight is None else step._replace(loss=step.loss / self.own.weight)
 
@@ -141,14 +168,30 @@ class Loop:
         """bfloat16 where the run wants it. Without the cache: a weight that a defense displaces must be seen anew."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
 
-    def check_finite(self, record: dict[str, Any]) -> None:
-        """Stop where the loss or the weights are no longer numbers; a run folder then has the epoch before."""
-        sound = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
-        found = [] if math.isfinite(record["loss"]) else [f"the loss is {record['loss']}"]
-        found += [] if bool(sound) else ["a weight is NaN or infinite"]
-        if found:
-            advice = f"lower lr={self.options['lr']:g}, or set clip_grad=1"
-            raise TrainingError(f"{found[0]} in epoch {record['epoch']}: {advice}")
+    def look(self, *, now: bool = False) -> None:
+        """Stop where an update was refused, or a weight is no number any more; the error says where, and what is left.
+
+        Raises:
+            TrainingError: naming the step, its batch and the last good checkpoint.
+        """
+        found = self.guard.look(now=now)
+        if found is None:
+            return
+        step = self.steps - 1 if found.step is None else found.step
+        epoch, place = divmod(step, self.per_epoch)
+        batch = place // self.defense.replays
+        where = f"{'by' if found.step is None else 'in'} step {step + 1:,} (batch {batch + 1} of epoch {epoch + 1}"
+        if isinstance(self.loader, Loader) and found.step is not None:
+            images = next(self.loader.epoch(epoch, batch))[2]
+            assert images is not None
+            where += f", training images {', '.join(map(str, images[:4].tolist()))}{', …' * (len(images) > 4)}"
+        advice = [f"lower lr={self.options['lr']:g}"]
+        advice += [] if self.options["clip_grad"] else ["set clip_grad=1"]
+        advice += ["compute in float32 (bf16=False)"] if self.bf16 else []
+        text = f"{found.what} {where}): {', or '.join(advice)}"
+        text += "" if found.step is None else ". The update was not made, nor any after it"
+        last = self.checkpoints.paths()[:1] if self.checkpoints else []
+        raise TrainingError(text + "".join(f"; the last good checkpoint is {path}" for path in last))
 
     def validate(self, split: Split) -> dict[str, float]:
         """Clean, FGSM and PGD accuracy on the validation split, in [0, 1]; each process looks at its share of it."""
@@ -175,6 +218,7 @@ class Loop:
         attacked = self.defense.select == "pgd"  # a method that trains on clean images has no attack to overfit to
         figures = {"fgsm": record.get("val_fgsm"), "pgd": record.get("val_pgd")} if attacked else {}
         found = self.monitor.check(record["epoch"], constant=constant, final=final, **figures)
+        self.overfitted = any(category is OverfittingWarning for category, _ in found)
         self.run.notes += [message for _, message in found]
 
         def warn() -> None:
@@ -182,3 +226,55 @@ class Loop:
                 warnings.warn(message, category, stacklevel=4)
 
         return warn
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on; every process must call it, and the first writes it."""
+        own = {
+            "defense": self.defense.state_dict(),
+            "tally": self.tally.state_dict(),
+            "begun": self.begun,
+            "global": global_state(self.device),
+        }
+        return {
+            "told": self.told,
+            "provenance": self.run.provenance,
+            "history": self.run.history,
+            "notes": self.run.notes,
+            "steps": self.steps,
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "keeper": self.keeper.state_dict(),
+            "monitor": (self.monitor.best_pgd, sorted(self.monitor.said)),
+            "own": gather(own),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.steps = state["steps"]
+        self.run.history, self.run.notes = state["history"], state["notes"]
+        text = f"taken up again after step {self.steps:,} of {self.per_epoch * self.options['epochs']:,}"
+        self.run.notes.append(text)
+        now, self.run.provenance = self.run.provenance, state["provenance"]
+        self.run.provenance.setdefault("resumed", []).append({"step": self.steps, **now})
+        self.model.load_state_dict(state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.keeper.load_state_dict(state["keeper"])
+        self.run.best_epoch, self.saved = self.keeper.epoch, (self.steps, len(self.run.history))
+        self.monitor = Monitor(state["monitor"][0], set(state["monitor"][1]))
+        own = moved(state["own"][rank()], self.device)
+        self.defense.load_state_dict(own["defense"])
+        self.tally.load_state_dict(own["tally"])
+        self.begun = state["own"][rank()]["begun"]
+        set_global_state(state["own"][rank()]["global"], self.device)
+
+    def checkpoint(self) -> None:
+        """Write one, unless something is wrong by now, or nothing has happened since the last."""
+        self.look(now=True)
+        now = self.steps, len(self.run.history)
+        if self.checkpoints is None or now == self.saved:
+            return
+        state, checkpoints = self.state_dict(), self.checkpoints
+        first_alone(lambda: (checkpoints.write(self.steps, state), None)[1])
+        self.saved = now

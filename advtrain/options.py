@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from .errors import ArgumentError
 from .modes import BN_MODES
 from .presets import PRESETS, Preset
-from .recipe import OPTIMIZERS
+from .recipe import ON_OVERFIT, OPTIMIZERS
 from .schedules import SCHEDULES
 from .threat import NORMS, format_eps, parse_eps
 
@@ -29,6 +29,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "schedule": SCHEDULES,
     "code": ("gradalign", "fast-bat"),
     "select": ("last", "best"),
+    "on_overfit": ON_OVERFIT,
 }
 
 

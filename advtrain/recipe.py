@@ -13,14 +13,16 @@ from torch import nn
 from .defense import Defense, trained
 from .defenses import DEFENSES
 from .errors import at_least, bad, check_kind, is_real, one_of
+from .finite import begin_at_rest
 from .rng import GLOBAL_STATE, Rng
 from .schedules import get_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+ON_OVERFIT = ("warn", "stop", "rewind")
 # The arguments of `fit` that make a run what it is; kept in its configuration.
 RECORDED = (
     "epochs", "batch_size", "lr", "schedule", "optimizer", "momentum", "weight_decay", "clip_grad", "ema", "compile",
-    "select", "validate_every", "val_steps", "seed",
+    "select", "validate_every", "val_steps", "on_overfit", "seed",
 )  # fmt: skip
 
 
@@ -32,9 +34,20 @@ def make_optimizer(model: nn.Module, options: dict[str, Any], device: torch.devi
     fused = device.type in ("cpu", "cuda")
     common: dict[str, Any] = {"lr": options["lr"], "weight_decay": options["weight_decay"], "fused": fused}
     if options["optimizer"] == "sgd":
-        return torch.optim.SGD(parameters, momentum=options["momentum"], **common)
+        optimizer = torch.optim.SGD(parameters, momentum=options["momentum"], **common)
+        begin_at_rest(optimizer)
+        return optimizer
     kind = torch.optim.Adam if options["optimizer"] == "adam" else torch.optim.AdamW
     return kind(parameters, **common)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take back what the optimizer's `state_dict` gave, each tensor in the memory format of its parameter."""
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -124,6 +137,7 @@ def check_options(options: dict[str, Any]) -> None:
             bad(name, options[name], f"in [0, {high})" if high < math.inf else "at least 0 and finite")
     one_of("optimizer", options["optimizer"], OPTIMIZERS)
     one_of("select", options["select"], ("last", "best"))
+    one_of("on_overfit", options["on_overfit"], ON_OVERFIT)
     get_schedule(options["schedule"])
     options["seed"] = at_least("seed", options["seed"], 0)
     for name in ("lr", "clip_grad", "ema", "momentum", "weight_decay"):

@@ -40,6 +40,26 @@ def global_draws(seed: int | None = None, devices: Sequence[torch.device] = ()) 
         yield
 
 
+def global_state(device: torch.device) -> list[Tensor]:
+    """The states of torch's global generators on the CPU and, if it has one, on `device`."""
+    with GLOBAL_STATE:
+        on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        return [torch.default_generator.get_state(), *on_gpu]
+
+
+def set_global_state(state: Sequence[Tensor], device: torch.device) -> None:
+    """Take back what `global_state` gave.
+
+    Args:
+        state: of the same kind of device.
+        device: where the model trains.
+    """
+    with GLOBAL_STATE:
+        torch.default_generator.set_state(state[0])
+        for part in state[1:]:
+            torch.cuda.set_rng_state(part, device)
+
+
 class Rng:
     """A stream of random numbers named by its key.
 

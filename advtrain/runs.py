@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -29,6 +29,7 @@ from .files import atomic, check_free_of, check_writable, read_json, write_json
 from .models import build_model
 from .recipe import find_device
 from .report import count
+from .resume import claimed
 from .run_view import as_html, as_text
 from .threat import Threat
 
@@ -97,20 +98,22 @@ class Run:
             overwrite: replace another run that is there already.
 
         Raises:
-            FileError: the folder cannot be written, or holds another run.
+            FileError: the folder cannot be written, holds another run, or another training is writing to it.
         """
         folder = Path(path or self.path or bad("path", path, "a folder", "this run has none yet: run.save('runs/x')"))
         if folder != self.path:
             check_writable(folder, holding="config.json", overwrite=overwrite)
             check_free_of(folder, "model.json", "an export, whose weights these would replace")
-        if not self.written:
-            (folder / "report.json").unlink(missing_ok=True)  # an earlier run's verdict
-            self.written = True
-        save_weights(self.model, folder / "model.safetensors")
-        write_json(folder / "history.json", self.history)
-        write_json(folder / "provenance.json", self.provenance)
-        write_json(folder / "config.json", self.config)
-        self.path = folder
+        with claimed(folder):
+            self.path = folder
+            if not self.written:
+                (folder / "report.json").unlink(missing_ok=True)  # an earlier run's verdict
+                self.written = True
+            at = {"epochs": str(len(self.history)), "epoch": str(self.best_epoch)}
+            save_weights(self.model, folder / "model.safetensors", at)
+            write_json(folder / "history.json", self.history)
+            write_json(folder / "provenance.json", self.provenance)
+            write_json(folder / "config.json", self.config)
         return folder
 
     def export(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -193,6 +196,14 @@ def load_run(
     except (KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{folder / 'config.json'} is damaged: {error!r}") from error
     load_weights(run.model, folder / "model.safetensors")
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        at = file.metadata() or {}
+    if (
+        at.get("epoch", "").isdecimal() and at.get("epochs", "").isdecimal()
+    ):  # they are written before what speaks of them, so they know best
+        run.best_epoch = int(at["epoch"])
+        if int(at["epochs"]) > len(run.history):
+            run.notes.append(f"killed while epoch {at['epochs']} was written: its weights are here, its record is not")
     run.model.to(find_device(device)).eval()
     if data is None and spec:
         try:
@@ -216,12 +227,12 @@ def spec_of(model: nn.Module) -> dict[str, Any] | None:
     return spec if shapes(twin) == shapes(model) else None
 
 
-def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write a model's parameters and buffers as safetensors, atomically."""
+def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a model's parameters and buffers as safetensors, atomically, with texts for the file's header."""
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     with atomic(path) as partial:
         try:
-            save_file(state, partial)
+            save_file(state, partial, metadata)
         except SafetensorError as error:  # how safetensors says that the disk is full
             raise FileError(f"cannot write {path}: {error}") from error
 

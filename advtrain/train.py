@@ -13,11 +13,11 @@ from torch import nn
 
 from .attacks.gradient import check_box
 from .callbacks import Callback, check_callbacks, tell
+from .checkpoint_files import Checkpoints
 from .checks import check_model
 from .data import Split, as_dataset
 from .defense import Defense
-from .errors import bad
-from .files import check_free_of, check_writable
+from .errors import at_least, bad
 from .interrupt import blaming_ctrl_c, interruptible
 from .loader import make_loader
 from .loop import Loop
@@ -35,8 +35,9 @@ from .recipe import (
     own_global_randomness,
     steady_memory,
 )
+from .resume import begun, check_resume, opened, told_of
 from .rng import GLOBAL_STATE
-from .runs import Run
+from .runs import Run, load_run
 from .schedules import Schedule, get_schedule
 
 
@@ -64,6 +65,9 @@ def fit(
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
+    on_overfit: str = "warn",
+    checkpoint_every: int | None = None,
+    resume: bool = False,
     on_epoch: Callable[[dict[str, Any]], Any] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
@@ -110,6 +114,11 @@ def fit(
         out: folder for the run; written after every validated epoch, without validation after each.
         overwrite: replace a run that is in `out` already.
         progress: show a bar, or in a log file a line every ten seconds; by default only in a terminal or a notebook.
+        on_overfit: what follows catastrophic overfitting, besides the warning: warn (train on), stop (end after this
+            epoch), or rewind (end, and give back the weights of the epoch of highest accuracy under PGD before it).
+        checkpoint_every: steps between two checkpoints in `out`, besides the one after each epoch; 0 for none at all.
+        resume: take up the training in `out` at its last checkpoint, after a crash or Ctrl-C; what was told to `fit`
+            must be the same. If there is nothing in `out` yet it begins, and if it has finished already it is read.
         on_epoch: called with each epoch's record.
         callbacks: functions of the run so far, called after each epoch, such as `advtrain.callbacks.TensorBoard`; one
             of them, or `on_epoch`, may end training by `raise advtrain.callbacks.Stop("reason")`. Their errors end it
@@ -118,15 +127,20 @@ def fit(
     Returns:
         A `Run`. Ctrl-C ends training after the current step, or batch of a validation, and returns a usable run of
         status "interrupted"; pressed twice it acts at once, and so it does in several processes, which it ends.
+        On a CPU a resumed training ends with the same weights, bit for bit, as one that was never stopped, wherever it
+        was killed. (Your own `DataLoader` must draw from PyTorch's generators alone, without persistent workers.)
 
     Raises:
-        ArgumentError, DataError, ModelError, FileError: before the first step, for input that must not be trained on.
-        TrainingError: the loss is no longer finite.
+        ArgumentError, DataError, ModelError, FileError: before the first step, for input that must not be trained on, a
+            folder that another training writes to, or one to resume that is of another training or damaged.
+        TrainingError: the loss, a gradient or a weight is no longer finite. An update by such a loss or gradient is not
+            made; the error comes at most 20 steps later and names the step, its batch and the last good checkpoint.
         ProcessLostError: another process that trains with this one has ended.
 
     Warns:
         OverfittingWarning: catastrophic overfitting, in the epoch in which validation shows it; or masked gradients at
             the end. The message is also kept in `run.notes`.
+        AdvtrainWarning: the newest checkpoint is damaged, and the one before is taken up.
     """
     options = {key: value for key, value in locals().items() if key in RECORDED}
     check_options(options)
@@ -140,8 +154,12 @@ def fit(
         bad("data", data, "a data set", f"load it first: at.load_data({str(data)!r})")
     where = find_device(shared_device(device))
     data = as_dataset(data, test=0, seed=seed)  # whoever passes bare images keeps the test images elsewhere
-    if select == "best" and (not validate_every or data.val is None):
-        bad("select", select, "possible without validation", "keep val > 0 and validate_every > 0, or select='last'")
+    for name, value, usual in (("select", select, "last"), ("on_overfit", on_overfit, "warn")):
+        if value != usual and (not validate_every or data.val is None):
+            hint = f"keep val > 0 and validate_every > 0, or {name}={usual!r}"
+            bad(name, value, "possible without validation", hint)
+    every = None if checkpoint_every is None else at_least("checkpoint_every", checkpoint_every, 0, "0 writes none")
+    check_resume(resume, every, out, overwrite)
     _, dtype = place(model)
     check_model(model.to(where), data.probe().to(where).images(dtype=dtype), data.num_classes)
     for part in (data.train, data.val):
@@ -149,26 +167,32 @@ def fit(
             check_box(part.x, defense.threat)
     if several():
         agree(out=out is not None)
-    if out is not None:
-        first_alone(lambda: check_writable(out, holding="config.json", overwrite=overwrite))
-        first_alone(lambda: check_free_of(out, "model.json", "an export, whose weights these would replace"))
     bf16 = computes_in_bf16(where) if bf16 is None else bf16
 
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
     first = rank() == 0
-    run.provenance, run.path = provenance(seed, where), Path(out) if out is not None and first else None
+    run.provenance = provenance(seed, where)
     on_gpu = where.type == "cuda"
     steady_memory()
     loader = make_loader(
         data, batch_size, seed=seed, device=where, dtype=dtype, channels_last=on_gpu, part=(rank(), count())
     )
     if several():
-        agree(defense=defense.config, batches=len(loader), **run.options)
+        agree(defense=defense.config, batches=len(loader), checkpoint_every=every, resume=resume, **run.options)
     if on_gpu:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]  # for tensor cores
     if not model.training:
         model.train()  # a model in evaluation mode comes from an earlier use; in training mode, frozen layers stay so
     with contextlib.ExitStack() as closing:  # last of all, so that an error there loses nothing
+        checkpoints = None
+        if out is not None:
+            folder = Path(out)
+            checkpoints = Checkpoints(folder / "checkpoints")
+            first_alone(lambda: closing.enter_context(opened(folder, overwrite=overwrite, resume=resume)) and None)
+            run.path = folder if first else None
+        began = first_alone(lambda: begun(Path(out or ""), told_of(run.config, data.train, where))) if resume else None
+        if began and "finished" in began:
+            return load_run(Path(out or ""), model=model, defense=defense, data=data, device=str(where))
         for callback in callbacks if first else ():
             closing.callback(getattr(callback, "close", lambda: None))
         with contextlib.ExitStack() as stack:
@@ -176,22 +200,32 @@ def fit(
                 stack.enter_context(own_global_randomness(seed, where))
                 pause = stack.enter_context(interruptible(not several()))
                 loop = Loop(
-                    run, loader, get_schedule(schedule), pause, shape=data.shape, val=data.val, bf16=bf16, device=where
-                )
+                    run, loader, get_schedule(schedule), pause, shape=data.shape, val=data.val, bf16=bf16, device=where,
+                    checkpoints=None if every == 0 else checkpoints, every=every or 0,
+                )  # fmt: skip
                 if several():  # set up alike; from here on, dropout draws for other images in each process
                     stack.enter_context(own_global_randomness(seed, where, "rank", rank()))
+                if began:
+                    loop.load_state_dict(began)
             functions: list[Callable[[], Any]] = [functools.partial(callback, run) for callback in callbacks]
             if on_epoch is not None:
                 functions.append(lambda: on_epoch(run.history[-1]))
             with progress_bar(
                 progress if first else False, total=epochs * len(loader), unit="step", desc=defense.name
             ) as bar:
+                if began:
+                    bar.update(loop.steps // defense.replays)
                 try:
                     with blaming_ctrl_c(pause), naming_the_lost():
-                        for epoch in range(1, epochs + 1):
+                        for epoch in range(len(run.history) + 1, epochs + 1):
                             loop.epoch(epoch, bar)
                             with aside(bar):
                                 reason = tell(run, functions, where)
+                            if loop.overfitted and on_overfit != "warn":
+                                reason = "catastrophic overfitting"
+                            if reason is not None:  # whoever takes up an earlier checkpoint comes to this end again
+                                loop.checkpoints = None
+                            loop.checkpoint()
                             pause()
                             if reason is not None and epoch < epochs:
                                 run.notes.append(f"stopped after {epoch} of {epochs} epochs: {reason}")
@@ -200,12 +234,16 @@ def fit(
                 except KeyboardInterrupt:
                     if several():  # no step of all of them together can be made without this one
                         raise
+                    if loop.between:  # else Ctrl-C was pressed twice, and a step is half made
+                        loop.checkpoint()
                     run.status = "interrupted"
-                    which = f"of epoch {loop.keeper.epoch}" if loop.keeper.best else f"after {loop.steps} steps"
+                    which = f"of epoch {loop.keeper.epoch}" if loop.keeper.holds_best else f"after {loop.steps} steps"
                     whole = len(run.history)
                     run.notes.append(f"interrupted after {whole} whole epochs; the weights are those {which}")
             loop.keeper.restore()
         model.eval()
         if run.path is not None:
             run.save()
+            if checkpoints is not None and run.status == "finished":
+                checkpoints.clear()
     return run

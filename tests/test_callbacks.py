@@ -12,6 +12,7 @@ import advtrain as at
 from advtrain.callbacks import TAGS, EarlyStopping, Stop, TensorBoard
 from advtrain.cli import main
 from advtrain.errors import AdvtrainError, ArgumentError, FileError
+from advtrain.loop import Loop
 
 THREAT = at.Threat("linf", 0.1)
 
@@ -183,6 +184,25 @@ def test_two_runs_in_one_folder_are_refused(digits, tmp_path):
     for again in (lambda: TensorBoard(tmp_path), lambda: train(digits, board, epochs=1)):
         with pytest.raises(FileError, match="already has the events of another run.*choose another folder"):
             again()
+
+
+def test_a_resumed_training_is_one_line_in_tensorboard(digits, tmp_path, monkeypatch):
+    """Also where the last epoch was written, but no checkpoint after it: it is trained again, and shown once."""
+    checkpoint, told = Loop.checkpoint, []
+
+    def dying(loop):
+        told.append(len(loop.run.history))
+        if told[-1] == 2:
+            raise KeyboardInterrupt
+        checkpoint(loop)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Loop, "checkpoint", dying)
+        train(digits, TensorBoard(tmp_path / "tb"), out=tmp_path / "x")
+    run = train(digits, TensorBoard(tmp_path / "tb", resume=True), out=tmp_path / "x", resume=True)
+    scalars, _ = events(tmp_path / "tb")
+    assert [epoch for epoch, _ in scalars["loss/train"]] == [1, 2, 3]
+    assert [loss for _, loss in scalars["loss/train"]] == [np.float32(record["loss"]) for record in run.history]
 
 
 def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):

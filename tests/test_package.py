@@ -31,11 +31,12 @@ def test_files_stay_short_enough_to_read():
 
 FLOORS = [
     ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "markup"],
+    ["finite", "checkpoint_files"],
     ["threat", "modes", "batchnorm", "transport"],
     ["checks", "models", "data_view", "dataset", "data_rows", "data_user", "data_folders", "data_known"],
     ["data_sources", "data", "loader"],
     ["attacks", "measure", "bilevel", "features", "synthesis"],
-    ["defense", "parallel", "player"],
+    ["defense", "parallel", "player", "tally"],
     ["defenses"],
     [
         "report",
@@ -48,6 +49,7 @@ FLOORS = [
         "evaluate",
         "presets",
         "run_view",
+        "resume",
         "runs",
         "plot",
         "explorer",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import advtrain as at
-from advtrain import provenance
+from advtrain import provenance, runs
 from advtrain.files import atomic, write_json
 
 THREAT = at.Threat("linf", 0.3)
@@ -191,3 +191,25 @@ def test_a_copy_without_its_history_is_told_its_commit(tmp_path, monkeypatch, to
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "advtrain" / "provenance.py"))
     monkeypatch.setenv("ADVTRAIN_COMMIT", told)
     assert provenance.git_commit.__wrapped__() == (told if told.startswith("ab") else None)
+
+
+@pytest.mark.parametrize("name", ["history.json", "provenance.json", "config.json"])
+def test_a_run_killed_between_two_of_its_files_says_what_its_weights_are(digits, tmp_path, name, monkeypatch):
+    """The weights are written before what speaks of them."""
+    write, calls = runs.write_json, [0]
+
+    def dying(path, value):
+        calls[0] += path.name == name
+        if calls[0] >= 2:
+            raise KeyboardInterrupt
+        write(path, value)
+
+    model = at.build_model("small-cnn", digits, width=4)
+    monkeypatch.setattr(runs, "write_json", dying)
+    with pytest.raises(KeyboardInterrupt):
+        at.fit(model, at.defenses.FGSM(at.Threat("linf", 0.1)), digits, epochs=2, out=tmp_path / "x", val_steps=1)
+    run = at.load_run(tmp_path / "x")
+    known = name != "history.json"
+    assert len(run.history) == 1 + known and run.status == "running"
+    assert any("killed while epoch 2 was written" in note for note in run.notes) == (not known)
+    assert run.best_epoch == 2

@@ -1,5 +1,6 @@
 """`fit` in two processes: one training, shared out. How a single step is shared is the subject of test_parallel."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -93,11 +94,28 @@ def stop(run):
     raise at.callbacks.Stop("enough")
 
 
+def dying_after(steps):
+    """An update that ends the process, but for what Python tidies up."""
+    made = [0]
+
+    def step_if(good, optimizer):
+        made[0] += 1
+        if made[0] > steps:
+            raise KeyboardInterrupt
+        optimizer.step()
+
+    return step_if
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {name: train(name) for name in NAMES}
     found["average"] = train("fgsm", batch_norm=True, ema=0.8, select="best", out=f"{folder}/run")
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr("advtrain.loop.step_if", dying_after(11))
+        train("free", out=f"{folder}/killed", checkpoint_every=3)
+    found["resumed"] = train("free", out=f"{folder}/killed", resume=True)
     found["stopped"] = train("fgsm", callbacks=[stop])
     found["again"] = refusal(lambda: train("fgsm", out=f"{folder}/run"))
     found["out"] = refusal(lambda: train("fgsm", out=f"{folder}/one" if rank == 0 else None))
@@ -166,6 +184,14 @@ def test_averaged_weights_and_running_statistics_are_the_same_everywhere_and_the
     assert loaded.provenance["processes"] == 2
 
 
+def test_two_processes_that_were_killed_go_on_to_the_same_weights(both):
+    """Each with what its own defense remembers: the perturbation of its own share."""
+    for found in both:
+        assert same(found["resumed"]["weights"], found["free"]["weights"])
+        assert found["resumed"]["history"] == found["free"]["history"]
+        assert found["resumed"]["notes"][-1] == "taken up again after step 9 of 64"
+
+
 def test_a_callback_of_the_first_process_ends_the_training_of_all(both):
     first, second = (found["stopped"] for found in both)
     assert same(first["weights"], second["weights"]) and len(json.loads(second["history"])) == 1
@@ -227,7 +253,7 @@ def test_torchrun_trains_judges_and_writes_once(tmp_path):
     assert run.status == "finished" and len(run.history) == 2
     assert run.provenance["processes"] == 2
     assert run.provenance["command"].startswith("torchrun --nproc-per-node 2 -m advtrain train fgsm --data digits")
-    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "x").iterdir() if path.name != ".lock") == [
         "config.json", "history.json", "model.safetensors", "provenance.json", "report.json",
     ]  # fmt: skip
 

@@ -322,7 +322,7 @@ def test_images_outside_the_threats_own_box_are_refused(digits):
 
 
 def test_weights_that_blow_up_in_the_last_update_stop_the_run(digits):
-    with pytest.raises(at.errors.TrainingError, match="a weight is NaN or infinite in epoch 1"):
+    with pytest.raises(at.errors.TrainingError, match=r"a weight is NaN or infinite by step 1 \(batch 1 of epoch 1\)"):
         options = {"batch_size": 2000, "lr": 1e39, "schedule": "constant", "validate_every": 0}
         fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, **options)
 
@@ -341,8 +341,11 @@ def test_a_defenses_own_logs_are_averaged_into_the_history(digits):
         fit(small(digits), Logging(THREAT), digits, epochs=1)
 
 
-def test_a_nan_loss_stops_training_and_names_the_epoch(digits):
-    with pytest.raises(at.errors.TrainingError, match="loss is (nan|inf) in epoch 1: lower lr=1e"):
+def test_a_nan_loss_stops_training_and_names_the_step(digits):
+    with pytest.raises(
+        at.errors.TrainingError,
+        match=r"the loss is (nan|inf) in step 2 \(batch 2 of epoch 1, training images .*\): lower lr=1e",
+    ):
         fit(
             small(digits),
             at.defenses.Standard(THREAT),

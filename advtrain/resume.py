@@ -1,0 +1,177 @@
+"""Taking a training up again: whose folder it is, what is in it, and whether it is the same training."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from .checkpoint_files import Checkpoints
+from .dataset import Split
+from .errors import FileError, bad
+from .files import check_free_of, check_writable, read_json
+from .processes import count
+
+
+@contextlib.contextmanager
+def claimed(folder: Path | None) -> Iterator[None]:
+    """Keep a run folder to this training alone. The claim ends with the process, however that ends.
+
+    Args:
+        folder: made if it is not there; None for a training without one.
+
+    Raises:
+        FileError: another training is writing to it.
+    """
+    if folder is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A singleton may be taken again by the thread that has it: a callback may save the run.
+        lock = FileLock(folder.resolve() / ".lock", timeout=0, is_singleton=True)
+        lock.acquire()
+    except Timeout as error:
+        raise FileError(
+            f"{folder} is in use: another training is writing to it. Wait for its end, or choose another folder"
+        ) from error
+    except NotImplementedError:  # a file system that knows no locks
+        yield
+        return
+    except OSError as error:
+        raise FileError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def opened(folder: Path, *, overwrite: bool, resume: bool) -> Iterator[None]:
+    """Claim a run folder to train into, once it is clear that this is what the caller wants.
+
+    Args:
+        folder: the run folder.
+        overwrite: it may hold another run, which is to be replaced.
+        resume: it may hold this run, which is to go on.
+
+    Raises:
+        FileError: it cannot be written, holds another run or an export, or another training is writing to it.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints")
+
+    def check() -> None:
+        hint = "" if overwrite else " To go on with that run, pass resume=True (--resume)"
+        try:
+            check_writable(folder, holding="config.json", overwrite=overwrite or resume)
+        except FileError as error:
+            raise FileError(f"{error}.{hint}" if checkpoints.paths() else str(error)) from error
+        check_free_of(folder, "model.json", "an export, whose weights these would replace")
+        if checkpoints.paths() and not (overwrite or resume):
+            raise FileError(f"{folder} has checkpoints of a run; choose another folder, or pass overwrite=True.{hint}")
+
+    check()
+    with claimed(folder):
+        check()  # as it is now that nobody else changes it
+        for name in ("model.safetensors", "history.json", "provenance.json", "config.json"):
+            for debris in folder.glob(f".{name}.*.partial"):  # of a writer that was killed
+                debris.unlink(missing_ok=True)
+        if not resume:
+            checkpoints.clear()
+        yield
+
+
+def told_of(config: dict[str, Any], train: Any, device: torch.device) -> dict[str, Any]:
+    """What a training is told that makes it what it is: one that goes on must be told the same.
+
+    Args:
+        config: of the run.
+        train: its training images; only those of a `Split` are looked at.
+        device: where it trains.
+    """
+    images = {"images": fingerprint(train.x, train.y)} if isinstance(train, Split) else {}
+    told = {key: config[key] for key in ("model", "defense", "data", "options")}
+    return {**told, **images, "device": device.type, "processes": count()}
+
+
+def begun(folder: Path, told: dict[str, Any]) -> dict[str, Any] | None:
+    """What there is of a run to go on with: None, `{"finished": True}`, or the state of its last good checkpoint.
+
+    Args:
+        folder: the run folder.
+        told: what `fit` was told, JSON-able values by name; the run must have begun with the same.
+
+    Raises:
+        ArgumentError: naming what differs.
+        FileError: the folder holds a run but no checkpoint that is whole.
+    """
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else None
+    if isinstance(config, dict) and config.get("status") == "finished":
+        check_same({key: config.get(key) for key in ("model", "defense", "data", "options")}, told, folder)
+        return {"finished": True}
+    found = Checkpoints(folder / "checkpoints").latest()
+    if found is None and config is not None:
+        text = "holds a run that has not finished, and no checkpoint of it: train anew with overwrite=True"
+        raise FileError(f"{folder} {text}")
+    if found is not None:
+        check_same(found[1]["told"], told, folder)
+    return found and found[1]
+
+
+def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with a training under another name.
+
+    Args:
+        before: what the run began with.
+        now: what this one was told; what `before` does not have is not compared.
+        folder: of the run, for the message.
+
+    Raises:
+        ArgumentError: naming the first difference.
+    """
+    now = json.loads(json.dumps(now))
+    for part, old in before.items():
+        new = now.get(part)
+        pairs = {part: (old, new)}
+        if isinstance(old, dict) and isinstance(new, dict):
+            pairs = {key: (old.get(key), new.get(key)) for key in {**old, **new}}
+        for name, (theirs, ours) in pairs.items():
+            if theirs != ours:
+                accepted = f"what the run in {folder} began with, {theirs!r}"
+                bad(name, ours, accepted, "to resume it, tell fit the same; or train anew with overwrite=True")
+
+
+def fingerprint(x: Tensor, y: Tensor, looked_at: int = 256) -> str:
+    """A short name for images and labels, by which others are noticed: all labels count, and a sample of the images.
+
+    Args:
+        x: images, (N, C, H, W).
+        y: labels, (N,).
+        looked_at: how many images to read; a set may be larger than the memory.
+    """
+    found = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
+    found.update(y.cpu().contiguous().numpy().data)
+    places = torch.linspace(0, len(x) - 1, min(looked_at, len(x))).long()
+    found.update(x[places.to(x.device)].cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
+
+
+def check_resume(resume: Any, every: int | None, out: Any, overwrite: bool) -> None:
+    """Refuse to resume, or to write checkpoints, where there is no folder; and to resume what is to be replaced."""
+    if not isinstance(resume, bool):
+        bad("resume", resume, "True or False", "the folder is `out`")
+    if resume and overwrite:
+        bad("resume", resume, "possible with overwrite=True", "to go on, or to begin anew: choose one")
+    for name, value in (("resume", resume), ("checkpoint_every", every)):
+        if value and out is None:
+            bad(name, value, "possible without a folder", "name one: out='runs/x'")
+
+
+__all__ = ["begun", "check_resume", "claimed", "opened", "told_of"]

@@ -1,0 +1,74 @@
+"""What one epoch adds up: loss, accuracy and a defense's own figures, on the device, so that no step waits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .defense import Step
+from .errors import bad
+from .parallel import pooled
+from .processes import gather
+
+OWN = {"epoch", "loss", "accuracy", "lr", "seconds", "val_clean", "val_fgsm", "val_pgd"}
+"""Names in the history that a defense's own figures may not take."""
+
+
+class Tally:
+    """The sums of one epoch.
+
+    Args:
+        device: where the model trains.
+    """
+
+    def __init__(self, device: torch.device):
+        self.seen = 0
+        self.seconds = 0.0  # of earlier processes, for a training that was resumed
+        self.loss = torch.zeros((), device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.constant = torch.ones((), dtype=torch.bool, device=device)  # one answer for all so far
+        self.first: Tensor | None = None  # the first answer
+        self.logs: dict[str, Tensor] = {}
+        self.logged: dict[str, int] = {}  # a step may leave a figure out
+
+    @torch.no_grad()
+    def add(self, step: Step, y: Tensor) -> None:
+        """Take in what a step of labels `y` gave."""
+        answers = step.logits.detach().argmax(1)
+        self.first = answers[0].clone() if self.first is None else self.first
+        self.constant &= (answers == self.first).all()
+        self.correct += (answers == y).sum()
+        self.loss += step.loss.detach() * len(y)
+        for key, value in step.logs.items():
+            figure = torch.as_tensor(value).detach() * len(y)
+            self.logs[key] = self.logs[key] + figure if key in self.logs else figure
+            self.logged[key] = self.logged.get(key, 0) + len(y)
+        self.seen += len(y)
+
+    def record(self) -> dict[str, Any]:
+        """Means over the images of all processes; None for a defense's figure that is not finite."""
+        if taken := self.logs.keys() & OWN:
+            bad("logs", sorted(taken), "names of the defense's own", "the history uses these itself")
+        sums = {"loss": (float(self.loss), self.seen), "accuracy": (int(self.correct), self.seen)}
+        means = pooled(sums | {key: (float(value), self.logged[key]) for key, value in self.logs.items()})
+        record = {"loss": means.pop("loss"), "accuracy": means.pop("accuracy")}
+        return record | {key: value if math.isfinite(value) else None for key, value in means.items()}
+
+    def one_answer(self) -> bool:
+        """Whether every image of the epoch was given the same label, in all processes."""
+        only = gather(int(self.first) if self.first is not None and self.constant else None)
+        return None not in only and len(set(only)) == 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; its tensors are on the device already."""
+        vars(self).update(state)
+
+
+__all__ = ["Tally"]
