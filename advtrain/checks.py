@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .errors import DataError, ModelError, bad
 from .modes import evaluating
 from .rng import global_draws
+from .survey import extremes, rows_of_a_block
 from .threat import Threat
 
 
@@ -58,9 +59,10 @@ def check_images(x: Tensor, *, name: str = "x") -> None:
     if not x.is_floating_point():
         hint = f"{code}.float()" if x.dtype == torch.bool else f"{code}.to(torch.uint8) if they are 0..255"
         _refuse(f"{name}.dtype", x.dtype, "torch.uint8 (0..255) or floating ([0, 1])", hint)
-    low, high = (float(bound) for bound in torch.stack(x.detach().aminmax()).tolist())  # NaN spreads to both
+    parts = x.detach().split(rows_of_a_block(x.shape, x.dtype))
+    low, high = extremes(parts)  # NaN spreads to both
     if low != low or high in (float("inf"), float("-inf")) or low in (float("inf"), float("-inf")):
-        wrong = (~x.detach().isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        wrong = torch.cat([(~part.isfinite()).flatten(1).any(1) for part in parts]).nonzero().flatten().tolist()
         raise DataError(f"{name} has NaN or infinite pixels in {len(wrong)} image(s), the first at {code}[{wrong[0]}]")
     if low < 0 or high > 1:
         if low < 0 and high < 20:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 import shlex
 import sys
@@ -18,9 +17,8 @@ from typing import Any
 import click
 from torch import nn
 
-from .autoattack import VERSIONS, autoattack
+from .autoattack import VERSIONS, judge_split
 from .data import Dataset, Split, load_data
-from .dataset import pixel_bytes
 from .errors import ArgumentError
 from .evaluate import PROTOCOLS, check_subject, evaluate
 from .factories import without_folder
@@ -31,6 +29,7 @@ from .options import DATA_HELP, PROGRESS, Numbers, Radius, name_values, refuse
 from .provenance import provenance
 from .report import Report
 from .runs import Run, load_run
+from .survey import digest_of_images
 from .threat import NORMS, Threat
 
 
@@ -169,7 +168,7 @@ def _images(data: Dataset, split: str, limit: int | None, why: str) -> tuple[Spl
     if images is None:
         raise ArgumentError(f"split={split!r} is not there: {why}")
     images = images[:limit] if limit else images
-    digest = hashlib.sha256(pixel_bytes(images.x).tobytes() + images.y.numpy().astype("<i8").tobytes()).hexdigest()
+    digest = digest_of_images(images)
     size = (data.spec or {}).get("size")
     scaled = {"size": size} if size else {}
     return images, {"name": data.name, **scaled, "split": split, "images": len(images), "sha256": digest}
@@ -259,8 +258,8 @@ def evaluate_command(
     size, found, judged = batch_size or 512, {}, None
     if version is not None:  # first of all, for its files may be refused
         check_subject(model, images, threat, size)
-        judged = autoattack(
-            model, images.x, images.y, threat, version, batch_size=batch_size, seed=seed, state=state,
+        judged = judge_split(
+            model, images, threat, version, batch_size=batch_size, seed=seed, state=state,
             examples=examples, bf16=bf16, progress=progress,
         )  # fmt: skip
         found = {"autoattack": {**judged.to_dict(), "bf16": bf16}}

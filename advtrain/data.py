@@ -16,10 +16,12 @@ from .data_sources import data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split, check_augment
 from .dataset import Dataset, Split, assemble, check_seed, count_classes
 from .errors import DataError, at_least, bad
+from .mapped import MappedSplit
 
 __all__ = [
     "SOURCES",
     "Dataset",
+    "MappedSplit",
     "Split",
     "as_dataset",
     "as_split",
@@ -55,7 +57,8 @@ def load_data(
             and, if you like, `x_test`, `y_test` (else a fifth is taken for them) and `classes`; images are uint8 in
             0..255 or floating in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W). Nothing in it is unpickled. A folder
             holds one folder of image files for each class, or such folders in `train`, `test` and `val`, of which the
-            first is needed.
+            first is needed. Or it holds the arrays of an .npz file, unpacked: `x_train.npy` and so on. These images
+            stay in their files, mapped into memory, and may be more than fit there: see `as_dataset`.
         root: the data folder; else `$ADVTRAIN_DATA`, else `advtrain` in the user's cache folder. What torchvision
             left there is read, too.
         val: share in [0, 1) of the training images to set aside for validation, or their number; 0 for none. A share

@@ -54,7 +54,8 @@ def locate(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = N
     """The file or folder that holds a set.
 
     Args:
-        name: a data set's name, or the path of an .npz file or of a folder of images; a `pathlib.Path` is a path.
+        name: a data set's name, or the path of an .npz file, of a folder of images or of .npy files; a `pathlib.Path`
+            is a path.
         root: the data folder, see `data_root`.
         download: fetch it if it is missing.
 
@@ -166,6 +167,27 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             found = file.files
     except UNREADABLE as error:
         raise FileError(f"{path} cannot be read as .npz: {' '.join(str(error).split())}") from error
+    return _complete(arrays, found, path)
+
+
+def read_mapped(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz file that was unpacked into a folder, `x_train.npy` and so on: images stay in their files.
+
+    Raises:
+        FileError: damaged, or without the arrays.
+    """
+    arrays, found = {}, sorted(path.stem for path in folder.glob("*.npy"))
+    for key in (key for key in (*ARRAYS, "classes") if key in found):
+        path = folder / f"{key}.npy"
+        try:
+            arrays[key] = np.load(path, mmap_mode="r" if key.startswith("x_") else None, allow_pickle=False)
+        except UNREADABLE as error:
+            raise FileError(f"{path} cannot be read as .npy: {' '.join(str(error).split())}") from error
+    return _complete(arrays, found, folder)
+
+
+def _complete(arrays: dict[str, np.ndarray[Any, Any]], found: list[str], path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays, if those that belong together are all there."""
     wanted = ARRAYS if "x_test" in arrays or "y_test" in arrays else ARRAYS[:2]
     if missing := [key for key in wanted if key not in arrays]:
         raise FileError(f"{path} holds {', '.join(found) or 'nothing'} and lacks {', '.join(missing)}; wanted are "
@@ -180,10 +202,11 @@ def read(path: Path, name: str, size: int | None = None) -> dict[str, Any]:
         ArgumentError: a size for a set whose images have one.
     """
     known = name in SOURCES
-    if size is not None and (known or path.is_file()):
+    mapped = not known and any((path / f"{key}.npy").is_file() for key in ARRAYS)
+    if size is not None and (known or mapped or path.is_file()):
         bad("size", size, f"an option for {name}", "only the images of a folder are scaled; here leave it out")
     if path.suffix == ".npz" and path.is_file():
         return read_npz(path)
     if not known:
-        return read_folder(path, size)
+        return read_mapped(path) if mapped else read_folder(path, size)
     return read_original(name, path.parents[SOURCES[name].folder.count("/")])

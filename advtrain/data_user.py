@@ -14,10 +14,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .checks import check_images, check_labels
-from .data_rows import class_names, join, rows
-from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_shapes, count_classes, image_shape, statistics
+from .data_rows import class_names, join
+from .data_rows import rows as read_rows
+from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_shapes, count_classes, image_shape
 from .errors import DataError, bad
+from .mapped import MappedSplit, check_plain, is_mapped
 from .rng import global_draws
+from .survey import rows_of_a_block, statistics
 
 
 def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -> Split:
@@ -28,7 +31,7 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
             torch data set of pairs (image, label), where images are tensors or PIL images of mode L or RGB, or one of
             Hugging Face's `datasets` with the columns `image` (or `img`) and `label`; or a `DataLoader` of batches.
             Tensors are (N, C, H, W); arrays also (N, H, W, C) or (N, H, W), where that is beyond doubt. Pixels are
-            uint8 in 0..255 or floating in [0, 1].
+            uint8 in 0..255 or floating in [0, 1]. An array that is mapped into memory stays in its file.
         num_classes: labels must be below it, if given.
         name: how the caller calls it.
 
@@ -42,28 +45,29 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
     if isinstance(data, (str, os.PathLike)):
         data = os.fspath(data)
         bad(name, data, "a data set", f"load it first: at.load_data({data!r})", kind=DataError)
-    if isinstance(data, Split):
+    rows, mapped, checked = None, isinstance(data, MappedSplit), False
+    if isinstance(data, MappedSplit):
+        x, y, rows, checked = data.pixels, data.y, data.rows, data.checked
+    elif isinstance(data, Split):
         x, y = data.x, data.y
     elif isinstance(data, (tuple, list)) and len(data) == 2:
-        x, y = _images(data[0], name), _labels(data[1], name)
+        x, y, mapped = _images(data[0], name), _labels(data[1], name), is_mapped(data[0])
     elif isinstance(data, DataLoader):
         x, y = join(iter(data), name)
     elif isinstance(data, TorchDataset) or (
         hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, dict)
     ):
         tensors: Any = getattr(data, "tensors", ())
-        x, y = tensors if len(tensors) == 2 else join(rows(data, name), name)
+        x, y = tensors if len(tensors) == 2 else join(read_rows(data, name), name)
     else:
         hint = f"one of its parts is: {name}[{next(iter(data))!r}]" if isinstance(data, Mapping) and data else ""
         wanted = "a Dataset, Split, pair (x, y), torch Dataset or DataLoader"
         bad(name, type(data).__name__, wanted, hint, kind=DataError)
-    check_images(x, name=f"{name} x")
-    check_labels(y, num_classes, name=f"{name} y", length=len(x))
-    if x.dtype == torch.uint8 and int(x.max()) <= 1:
-        bad(f"{name} x", f"uint8 with a maximum of {int(x.max())}", "0..255", "floats in [0, 1] cut to integers? pass "
-            "the floats, or (x * 255).round().to(torch.uint8)", kind=DataError)  # fmt: skip
+    if not checked:
+        _check_pixels(x, f"{name} x")
+    check_labels(y, num_classes, name=f"{name} y", length=len(x if rows is None else rows))
     x = x.detach()  # pixels with a history would be backpropagated into, and the second epoch fail
-    return Split(x if x.dtype in (torch.uint8, torch.float64) else x.float(), y.long())
+    return MappedSplit(x, y.long().cpu(), rows, checked=True) if mapped else Split(x, y.long())
 
 
 def as_dataset(
@@ -81,6 +85,14 @@ def as_dataset(
 
     >>> as_dataset((torch.rand(20, 1, 4, 4), torch.arange(20) % 2), val=4).num_classes
     2
+
+    Images that do not fit in memory come as an array that is mapped into it, and are never copied as a whole::
+
+        at.as_dataset((np.load("x.npy", mmap_mode="r"), np.load("y.npy")), val=2000)
+
+    The file is read through from its beginning to its end two or three times here, and then by every epoch, image by
+    image in random order: quick on a disk without moving parts, slow on others. The splits are then of the kind
+    `advtrain.data.MappedSplit`, and what is trained on them is the same as from memory.
 
     Args:
         data: what `as_split` takes; a `Dataset` passes through, with `augment` if given. A torch data set is read
@@ -142,6 +154,14 @@ def _augmented(data: Dataset, augment: bool) -> Dataset:
     return dataclasses.replace(data, augment=augment, spec=data.spec and {**data.spec, "augment": augment})
 
 
+def _check_pixels(x: Any, name: str) -> None:
+    """Refuse anything but images, and those whose pixels are all 0 or 1 out of 255."""
+    check_images(x, name=name)
+    if x.dtype == torch.uint8 and not any(int(part.max()) > 1 for part in x.split(rows_of_a_block(x.shape, x.dtype))):
+        bad(name, f"uint8 with a maximum of {int(x.max())}", "0..255", "floats in [0, 1] cut to integers? pass the "
+            "floats, or (x * 255).round().to(torch.uint8)", kind=DataError)  # fmt: skip
+
+
 def channels_first(x: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
     """(N, H, W), (N, H, W, C) or (N, C, H, W) as a view (N, C, H, W); channels are fewer than rows and columns.
 
@@ -166,6 +186,8 @@ def _images(x: Any, name: str) -> Any:
         if x.dtype.kind not in "uif" or (x.dtype.kind in "ui" and x.dtype != np.uint8):
             hint = "" if x.dtype.kind not in "ui" else "x.astype(np.uint8) if they are 0..255"
             bad(f"{name} x.dtype", str(x.dtype), "uint8 (0..255) or floating ([0, 1])", hint, kind=DataError)
+        if is_mapped(x):
+            check_plain(x, f"{name} x")
         x = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
         with warnings.catch_warnings():  # a file that is mapped may be larger than the memory, and nobody writes to it
             warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)

@@ -57,12 +57,12 @@ def augmentation(data: Dataset) -> str:
 
 def split_html(split: Split) -> str:
     """How many images, of what kind, and the first of each class."""
-    total, *shape = split.x.shape
+    total, *shape = split.shape
     classes = int(split.y.max()) + 1 if total else 0
     rows = [
         ("images", f"{total:,}"),
         ("shape", "×".join(map(str, shape))),
-        ("type", str(split.x.dtype).removeprefix("torch.")),
+        ("type", str(split.dtype).removeprefix("torch.")),
         ("of each class", per_class(split, classes) if total else "none"),
     ]
     return table(None, rows, caption="Split") + (strip_html(split, tuple(map(str, range(classes)))) if total else "")

@@ -7,8 +7,8 @@ any order, gives the same training, validation and test images in the same place
 from __future__ import annotations
 
 import hashlib
-import math
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from .data_view import dataset_html, dataset_text, split_html
 from .errors import DataError, FileError, bad
+from .survey import hash_order, pixel_bytes, pixel_hashes, rows_of_a_block, statistics
 
 MOST_CLASSES = 100_000
 """Labels from here on are taken for a mistake, such as a file number, and not for class numbers."""
@@ -49,6 +50,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+        return self.x.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the pixels, as they are stored."""
+        return self.x.dtype
+
     def __getitem__(self, index: slice | Tensor | list[int] | int) -> Split:
         """The images at `index` (a slice, positions, or a mask), as a `Split`; of one number, a split of one image."""
         if isinstance(index, int):
@@ -58,6 +69,22 @@ class Split:
     def to(self, device: torch.device | str) -> Split:
         """The same on another device."""
         return Split(self.x.to(device), self.y.to(device))
+
+    def held(self, device: torch.device | str) -> Split:
+        """What a training keeps: the images on its device, or where they are, if they do not fit there."""
+        return self.to(device)
+
+    def contiguous(self) -> Split:
+        """The same, the pixels in one piece of memory."""
+        return Split(self.x.contiguous(), self.y)
+
+    def in_place(self) -> Split:
+        """The same images in the order in which they are read fastest."""
+        return self
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The pixels of consecutive images, a few megabytes at a time."""
+        yield from self.x.split(rows_of_a_block(self.shape, self.dtype))
 
     def images(self, index: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Pixels as floats in [0, 1], all of them or those at `index`, in memory of their own."""
@@ -69,8 +96,9 @@ class Split:
         return split_html(self)
 
     def __repr__(self) -> str:
-        n, *shape = self.x.shape
-        return f"Split({n:,} images of {'x'.join(map(str, shape))}, {str(self.x.dtype).removeprefix('torch.')})"
+        n, *shape = self.shape
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({n:,} images of {'x'.join(map(str, shape))}, {kind})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,26 +162,6 @@ def as_float(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return x.to(dtype if dtype.itemsize >= 4 else torch.float32).div_(255).to(dtype)
 
 
-def pixel_bytes(x: Tensor) -> Any:
-    """Images as a C-ordered numpy array (N, H, W, C), uint8 or float32: rows from the top, channels within a pixel."""
-    x = x.detach().cpu()
-    return (x if x.dtype == torch.uint8 else x.float()).permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def pixel_hashes(x: Tensor) -> list[bytes]:
-    """SHA-256 of every image's `pixel_bytes`."""
-    return [hashlib.sha256(image).digest() for image in pixel_bytes(x)]
-
-
-def hash_order(hashes: list[bytes], y: Tensor, seed: int = 0) -> Tensor:
-    """The order of images by hash, equal images by label, int64; `seed` salts the hash, 0 leaves it as it is."""
-    if seed:
-        salt = str(seed).encode() + b":"
-        hashes = [hashlib.sha256(salt + digest).digest() for digest in hashes]
-    labels = y.tolist()
-    return torch.tensor(sorted(range(len(labels)), key=lambda i: (hashes[i], labels[i])), dtype=torch.int64)
-
-
 def count_of(share: float | int, n: int, name: str) -> int:
     """How many of `n` images a share in [0, 1) or a count is; at least one image must remain."""
     number = isinstance(share, (int, float)) and not isinstance(share, bool) and share == share
@@ -179,7 +187,7 @@ def check_seed(seed: Any) -> int:
 def check_shapes(shape: tuple[int, ...], **parts: Any) -> None:
     """Refuse splits whose images are not of the training images' shape (C, H, W)."""
     for key, part in parts.items():
-        if isinstance(part, Split) and (found := tuple(part.x.shape[1:])) != tuple(shape):
+        if isinstance(part, Split) and (found := tuple(part.shape[1:])) != tuple(shape):
             hint = "resize them all to one shape"
             bad(f"{key} images", found, f"of shape {tuple(shape)}, as the training images", hint, kind=DataError)
 
@@ -191,22 +199,6 @@ def count_classes(*labels: Tensor) -> int:
         hint = "number the classes from 0: torch.unique(y, return_inverse=True)[1]"
         bad("max(y)", highest, f"below {MOST_CLASSES:,}, as class numbers are", hint, kind=DataError)
     return max(2, highest + 1)
-
-
-def statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel in [0, 1]; 1.0 for the deviation of a constant channel."""
-    means, deviations = [], []
-    for channel in x.unbind(1):
-        if x.dtype == torch.uint8:  # by counting: exact, and the same in any order of the images
-            weights = torch.bincount(channel.reshape(-1), minlength=256).cpu().double()
-            levels = torch.arange(256, dtype=torch.float64) / 255
-            mean = float((weights * levels).sum() / weights.sum())
-            deviation = math.sqrt((weights * (levels - mean).square()).sum() / weights.sum())
-        else:
-            deviation, mean = (float(value) for value in torch.std_mean(channel.cpu().double(), correction=0))
-        means.append(mean)
-        deviations.append(deviation if deviation > 1e-6 else 1.0)
-    return tuple(means), tuple(deviations)
 
 
 def assemble(
@@ -238,25 +230,25 @@ def assemble(
         FileError: the arrays are not those of `digests`.
     """
     seed = check_seed(seed)
-    check_shapes(tuple(train.x.shape[1:]), val=val, test=test)
-    hashes = pixel_hashes(train.x)
+    check_shapes(tuple(train.shape[1:]), val=val, test=test)
+    hashes = pixel_hashes(train.blocks())
     if not isinstance(test, Split):
         order = hash_order(hashes, train.y)
         kept = len(order) - count_of(test, len(order), "test")
         test = train[order[kept:]]
-        train, hashes = train[order[:kept]], [hashes[i] for i in order[:kept].tolist()]
-    test = test[hash_order(pixel_hashes(test.x), test.y)]
+        train, hashes = train[order[:kept]], hashes[order[:kept].numpy()]
+    test = test[hash_order(pixel_hashes(test.blocks()), test.y)]
     if digests is not None:
         _verify({"train": train[hash_order(hashes, train.y)], "test": test}, digests, name, origin)
-    mean, std = statistics(train.x)
+    mean, std = statistics(train.in_place())
     train = train[hash_order(hashes, train.y, seed)]
     if not isinstance(val, Split):
         kept = len(train) - count_of(val, len(train), "val")
         train, val = train[:kept], train[kept:]
-    train = Split(train.x.contiguous(), train.y)
-    held, last = (Split(part.x.contiguous(), part.y) if len(part) else None for part in (val, test))
-    shape = image_shape(train.x)
-    return Dataset(name, train, held, last, shape, len(classes), classes, mean, std, augment, spec)
+    held, last = (part.contiguous() if len(part) else None for part in (val, test))
+    _, channels, height, width = train.shape
+    shape = channels, height, width
+    return Dataset(name, train.contiguous(), held, last, shape, len(classes), classes, mean, std, augment, spec)
 
 
 def _verify(splits: dict[str, Split], digests: dict[str, str], name: str, origin: str) -> None:

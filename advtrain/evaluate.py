@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from . import attacks
 from .attacks.gradient import check_box, input_gradient
 from .attacks.losses import cross_entropy
-from .autoattack import VERSIONS
-from .autoattack import autoattack as judge
+from .autoattack import VERSIONS, judge_split
 from .checks import check_model, check_threat
 from .data import Split, as_split
 from .errors import ModelError, at_least, bad, check_kind, is_real, one_of
@@ -138,7 +137,7 @@ def check_subject(model: nn.Module, split: Split, threat: Threat, batch_size: in
     check_kind("model", model, nn.Module, "the order is evaluate(model, data, threat)")
     device, dtype = place(model)
     check_model(model, split[:2].to(device).images(dtype=dtype), int(split.y.max()) + 1)
-    check_box(split.x, threat)
+    check_box(split, threat)
     check_gradient(model, split[:batch_size].to(device), dtype)
 
 
@@ -209,7 +208,7 @@ def evaluate(
             correct = find_correct(model, split, attack, batch_size=batch_size, seed=seed, tick=bar.update).cpu()
             report.rows.append(Row(name, int(correct.sum()), len(split), details, correct))
     if autoattack is not None:
-        verdict = judge(model, split.x, split.y, threat, autoattack, seed=seed, progress=progress)
+        verdict = judge_split(model, split, threat, autoattack, seed=seed, progress=progress)
         report.rows.append(verdict.rows[-1])
         report.warnings += verdict.warnings
     return report

@@ -199,7 +199,7 @@ def explorer(model: nn.Module, data: Any, threat: Threat | None = None) -> Explo
     """
     check_kind("model", model, nn.Module, "the order is explorer(model, data); of a run, take run.model")
     split = as_split(data)
-    channels = split.x.shape[1]
+    channels = split.shape[1]
     if channels not in (1, 3):
         bad("channels of data", channels, "1 or 3", "other images cannot be shown")
     threat = threat or Threat("linf", 0.3 if channels == 1 else 8 / 255)

@@ -31,6 +31,8 @@ Triple = tuple[Tensor, Tensor, Tensor | None]
 class Loader:
     """Batches of a split that is held on the device as it is stored, one byte a pixel channel.
 
+    One that is mapped into memory stays in its file: each batch is read when its turn comes, and goes to the device.
+
     Several processes that train together take a part of each batch each, as equal in size as can be.
 
     Order and augmentation of epoch k come from `(seed, k)` alone: whatever was drawn or loaded before, on whichever
@@ -77,9 +79,9 @@ class Loader:
             bad("batch_size", min(batch_size, len(split)), accepted, "start fewer processes, or take larger batches")
         if drop_last and batch_size > len(split):
             bad("batch_size", batch_size, f"at most {len(split)}, the number of images", "drop_last leaves no batch")
-        self.split = split.to(device)
+        self.split = split.held(device)
         self.batch_size, self.shuffle, self.augment, self.drop_last = batch_size, shuffle, augment, drop_last
-        self.seed, self.device, self.dtype = seed, self.split.x.device, dtype
+        self.seed, self.device, self.dtype = seed, torch.empty(0, device=device).device, dtype
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __len__(self) -> int:
@@ -101,20 +103,21 @@ class Loader:
             x (B, C, H, W) in [0, 1], y (B,) int64, and index (B,) int64, the images' positions in the split; all on the
             device.
         """
-        x, y, n = self.split.x, self.split.y, len(self.split)
+        n = len(self.split)
         # Everything random is drawn at once on the CPU, the same for every device, and moved once: no batch waits.
         order = Rng(self.seed, "order", number).permutation(n) if self.shuffle else torch.arange(n)
-        order = order.to(self.device)
+        order = order.to(self.split.y.device)
         draws = draw_augmentation(n, Rng(self.seed, "augment", number)).to(self.device) if self.augment else None
         starts = range(0, len(self) * self.batch_size, self.batch_size)
         for start in starts[skip:]:
             end = n if start == starts[-1] and not self.drop_last else start + self.batch_size
             index = order[start:end].tensor_split(self.processes)[self.rank]
-            images = x[index]
+            part, index = self.split[index].to(self.device), index.to(self.device)
+            images = part.x
             if draws is not None:
                 images = crop_and_flip(images, draws[index])
             images = as_float(images, self.dtype)
-            yield images.contiguous(memory_format=self.memory_format), y[index], index
+            yield images.contiguous(memory_format=self.memory_format), part.y, index
 
 
 def draw_augmentation(n: int, rng: Rng) -> Tensor:

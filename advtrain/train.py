@@ -164,7 +164,7 @@ def fit(
     check_model(model.to(where), data.probe().to(where).images(dtype=dtype), data.num_classes)
     for part in (data.train, data.val):
         if isinstance(part, Split):
-            check_box(part.x, defense.threat)
+            check_box(part, defense.threat)
     if several():
         agree(out=out is not None)
     bf16 = computes_in_bf16(where) if bf16 is None else bf16

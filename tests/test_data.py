@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from images import rows, same, some_images
 
 from advtrain.data import Split, as_dataset, as_split, load_data
-from advtrain.dataset import statistics
 from advtrain.errors import ArgumentError, DataError
+from advtrain.survey import statistics
 
 
 def test_digits_are_scikit_learns():

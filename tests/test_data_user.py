@@ -21,11 +21,13 @@ def test_arrays_tensors_sets_and_loaders_give_the_same_split():
         assert torch.equal(split.x, expected.x) and torch.equal(split.y, expected.y)
 
 
-def test_floats_stay_floats_and_doubles_doubles():
+def test_floats_stay_as_they_are_until_a_batch_of_them_is_taken():
     x = torch.rand(6, 1, 4, 4)
     y = torch.zeros(6, dtype=torch.int32)
     assert as_split((x, y)).x.dtype == torch.float32 and as_split((x, y)).y.dtype == torch.int64
-    assert as_split((x.double(), y)).x.dtype == torch.float64 and as_split((x.half(), y)).x.dtype == torch.float32
+    assert as_split((x.double(), y)).x.dtype == torch.float64
+    halves = as_split((x.half(), y))
+    assert halves.x.dtype == torch.float16 and torch.equal(halves.images([2]), x[2:3].half().float())
 
 
 def test_a_torchvision_style_set_of_pil_images_is_read_once():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import advtrain as at
-from advtrain.dataset import statistics
+from advtrain.survey import statistics
 
 # PyTorch itself takes that path for a norm where tensors are of a subclass.
 pytestmark = pytest.mark.filterwarnings("ignore:at..frobenius_norm is deprecated")

@@ -33,7 +33,7 @@ FLOORS = [
     ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "markup"],
     ["finite", "checkpoint_files"],
     ["threat", "modes", "batchnorm", "transport"],
-    ["checks", "models", "data_view", "dataset", "data_rows", "data_user", "data_folders", "data_known"],
+    ["checks", "models", "data_view", "survey", "dataset", "mapped", "data_rows", "data_user", "data_folders", "data_known"],
     ["data_sources", "data", "loader"],
     ["attacks", "measure", "bilevel", "features", "synthesis"],
     ["defense", "parallel", "player", "tally"],

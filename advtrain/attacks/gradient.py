@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ..batchnorm import TwiceDifferentiable
 from ..checks import check_images, check_labels, check_model, check_threat
+from ..dataset import Split
 from ..errors import DataError, at_least, bad, is_real
+from ..survey import extremes
 from ..threat import Threat
 
 
@@ -60,14 +62,15 @@ def check_attack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, target:
         check_labels(target, classes, name="target", length=len(x))
 
 
-def check_box(x: Tensor, threat: Threat) -> None:
+def check_box(x: Tensor | Split, threat: Threat) -> None:
     """Refuse images, uint8 or float in [0, 1], that are not inside the pixel box of the threat.
 
     Raises:
         DataError: some pixel is outside.
     """
     if (threat.low, threat.high) != (0.0, 1.0):
-        low, high = (float(bound) / (255 if x.dtype == torch.uint8 else 1) for bound in x.aminmax())
+        parts = x.blocks() if isinstance(x, Split) else [x]
+        low, high = (bound / (255 if x.dtype == torch.uint8 else 1) for bound in extremes(parts))
         if low < threat.low or high > threat.high:
             box, hint = f"[{threat.low:g}, {threat.high:g}]", "leave out low and high unless the images are inside"
             bad("x", f"{low:g} to {high:g}", f"inside the threat's pixel box {box}", hint, kind=DataError)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attacks.gradient import check_box
 from ..attacks.pursuit import Passes
 from ..checks import are_probabilities, check_labels, check_model, check_threat
-from ..data import as_split
+from ..data import Split, as_split
 from ..errors import at_least, bad
 from ..modes import attacking, place
 from ..progress import progress_bar
@@ -95,13 +95,31 @@ def autoattack(
     """
     check_threat(threat)
     check_network(model, "autoattack(model, x, y, threat)")
+    return judge_split(
+        model, as_split((x, y), name="autoattack"), threat, version, batch_size=batch_size, seed=seed, state=state,
+        examples=examples, bf16=bf16, progress=progress,
+    )  # fmt: skip
+
+
+def judge_split(
+    model: nn.Module, split: Split, threat: Threat, version: str = "standard", *, batch_size: int | None = None,
+    seed: int = 0, state: str | os.PathLike[str] | None = None, examples: bool | str | os.PathLike[str] | None = None,
+    bf16: bool = False, progress: bool | None = None,
+) -> AutoAttackReport:  # fmt: skip
+    """`autoattack` on images that `as_split` has checked: of a split whose pixels stay in a file only a batch is read.
+
+    Args:
+        split: the images and their labels.
+        model, threat, version, batch_size, seed, state, examples, bf16, progress: see `autoattack`.
+    """
+    check_threat(threat)
+    check_network(model, "autoattack(model, x, y, threat)")
     seed = at_least("seed", seed, 0)
     if not isinstance(bf16, bool):
         bad("bf16", bf16, "True or False")
     if not isinstance(state, (str, os.PathLike, type(None))):
         bad("state", state, "a path or None")
     batch_size = None if batch_size is None else at_least("batch_size", batch_size, 1)
-    split = as_split((x, y), name="autoattack")
     device, dtype = place(model)
     with own_global_randomness(seed, device), torch.inference_mode(False), torch.enable_grad():
         sample = split[:8].to(device).images(dtype=dtype).detach().clone(memory_format=torch.contiguous_format)
@@ -109,7 +127,7 @@ def autoattack(
             sample = torch.cat([sample, sample.flip(-1)])  # probabilities are told from logits by two of them
         classes = check_model(model, sample.clone(), int(split.y.max()) + 1, probabilities=True)
         check_labels(split.y, classes)
-        check_box(split.x, threat)
+        check_box(split, threat)
         plan, freeze = stages(version, classes), can_be_frozen(model, sample)
         options = {"threat": repr(threat), "version": version, "seed": seed, "bf16": bf16, "dtype": str(dtype)}
         options["examples"] = "none" if examples in (None, False) else "memory" if examples is True else "file"

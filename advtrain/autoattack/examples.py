@@ -70,7 +70,7 @@ class Examples:
 
     def _make(self) -> None:
         self.partial.parent.mkdir(parents=True, exist_ok=True)
-        shape, kind = tuple(self.split.x.shape), numpy.dtype(str(self.dtype).removeprefix("torch."))
+        shape, kind = tuple(self.split.shape), numpy.dtype(str(self.dtype).removeprefix("torch."))
         array = self.array = numpy.lib.format.open_memmap(self.partial, mode="w+", dtype=kind, shape=shape)
         for first in range(0, len(self.split), BLOCK):
             array[first : first + BLOCK] = self._clean(slice(first, first + BLOCK)).numpy()
@@ -81,7 +81,7 @@ class Examples:
             raise FileError(f"{file} is gone, and the state file counts on it: delete the state file")
         array = self.array = numpy.load(file, mmap_mode="r" if self.final else "r+", allow_pickle=False)
         kind = str(array.dtype)
-        if array.shape != tuple(self.split.x.shape) or kind != str(self.dtype).removeprefix("torch."):
+        if array.shape != tuple(self.split.shape) or kind != str(self.dtype).removeprefix("torch."):
             raise FileError(f"{file} holds {array.shape} of {kind}: it belongs to other images")
         for first in range(0, len(self.split), BLOCK):
             rows = slice(first, first + BLOCK)

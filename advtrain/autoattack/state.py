@@ -107,7 +107,7 @@ def fingerprint(model: nn.Module, split: Split, options: dict[str, Any]) -> dict
     weights = hashlib.sha256(f"{type(model).__name__} {model}".encode())
     for name, value in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda entry: entry[0]):
         weights.update(name.encode() + _bytes(value))
-    pixels = hashlib.sha256(str(tuple(split.x.shape)).encode())
+    pixels = hashlib.sha256(str(tuple(split.shape)).encode())
     for part in range(0, len(split), 1024):
         piece = split[part : part + 1024]
         pixels.update(_bytes(piece.x) + _bytes(piece.y))

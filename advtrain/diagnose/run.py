@@ -84,7 +84,7 @@ def diagnose(
     seed = check_seed(seed)
     check_threat(threat)
     split = as_split(data)
-    check_box(split.x, threat)
+    check_box(split, threat)
     rng, (device, dtype) = Rng(seed, "diagnose"), place(model)
     chosen = rng.child("images").permutation(len(split))[:images].sort().values
     part = split[chosen].to(device)

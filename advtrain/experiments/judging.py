@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..autoattack import autoattack
+from ..autoattack import judge_split
 from ..data import Dataset, Split
 from ..diagnose import diagnose
 from ..errors import AdvtrainWarning
@@ -44,9 +44,7 @@ def _judge(model: nn.Module, data: Dataset, split: Split, config: dict[str, Any]
     threat, seed, started = Threat(**config["judge"]["threat"]), config["seed"], time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdvtrainWarning)  # they are in the report
-        report = autoattack(
-            model, split.x, split.y, threat, batch_size=config["judge"]["batch_size"], seed=seed, progress=False
-        )
+        report = judge_split(model, split, threat, batch_size=config["judge"]["batch_size"], seed=seed, progress=False)
         diagnosis = diagnose(model, replace(data, test=split), threat, seed=seed, progress=False)
     attacks: dict[str, Any] = {"left": {name: report.row(name).correct for name in report.attacks}}
     if report.warnings:

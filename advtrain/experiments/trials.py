@@ -123,7 +123,7 @@ def digest_of_data(data: Dataset) -> str:
     """SHA-256 of the pixels and labels of all splits."""
     found = hashlib.sha256()
     for split in (data.train, data.val, data.test):
-        for part in (split.x, split.y) if isinstance(split, Split) else ():
+        for part in (*split.blocks(), split.y) if isinstance(split, Split) else ():
             found.update(part.contiguous().cpu().numpy().tobytes())
     return found.hexdigest()
 
