@@ -71,7 +71,7 @@ def read_weights(path: str | os.PathLike[str], key: str | None = None) -> tuple[
         content = path.read_bytes()
     except OSError as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        hint = "download it first" if re.match(r"\w\w+:/", name) else "is it in another folder, or spelled otherwise?"
+        hint = "download it first" if re.match(r"\w\w+:/", name) else "is it elsewhere, or spelled otherwise?"
         raise FileError(f"weights={name!r} {why}: {hint}") from error
     found = dict(_state_dicts(_parse(content, path)))
     if not found:
@@ -145,7 +145,7 @@ def _explain(error: Exception, path: Path) -> str:
     last = last.rpartition("WeightsUnpickler error: ")[2].partition(" was not an allowed")[0].rstrip(".")
     if "GLOBAL" in last:
         return f"{name} cannot be read without running code: {last}. {RESAVE}"
-    return f"{name} is damaged, or no file of torch.save with weights alone: {last}"
+    return f"{name} is damaged, or no file of torch.save with weights alone: {last.partition('. ')[0]}"
 
 
 def _state_dicts(value: Any, path: str = "", depth: int = DEPTH) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

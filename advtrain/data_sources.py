@@ -75,7 +75,8 @@ def locate(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = N
     if is_path or name.endswith(".npz") or os.sep in name or "/" in name:
         path = Path(name).expanduser()
         if not (path.is_file() or path.is_dir()):
-            raise FileError(f"{name} does not exist" + f"; the set of that name is {name!r}" * (name in SOURCES))
+            hint = f"the set of that name is {name!r}" if name in SOURCES else "is it elsewhere, or spelled otherwise?"
+            raise FileError(f"{name} does not exist: {hint}")
         return path
     if name == "digits":
         return Path(__file__).parent / "digits.npz"
@@ -171,7 +172,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             arrays = {key: file[key] for key in (*ARRAYS, "classes") if key in file.files}
             found = file.files
     except UNREADABLE as error:
-        raise FileError(f"{path} cannot be read as .npz: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split())
+        if "pickle" in why:  # NumPy's message tells how to run code that is in the file
+            why = "it is another kind of file, or holds objects, of which only numbers and text are read"
+        raise FileError(
+            f"{path} cannot be read as .npz: {why}; np.savez(FILE, x_train=x, y_train=y) makes one"
+        ) from error
     wanted = ARRAYS if "x_test" in arrays or "y_test" in arrays else ARRAYS[:2]
     if missing := [key for key in wanted if key not in arrays]:
         raise FileError(f"{path} holds {', '.join(found) or 'nothing'} and lacks {', '.join(missing)}; wanted are "

@@ -77,7 +77,7 @@ def bad(name: str, value: Any, accepted: str, hint: str = "", *, kind: type[Advt
     raise kind(f"{name}={shown(value)} is not {accepted}" + (f": {hint}" if hint else ""))
 
 
-NUMERIC = re.compile(r"(an integer|a number|a finite number|above|at least \d|in [\[(]|6n)")
+NUMERIC = re.compile(r"(an integer|a number(?! or a fraction)|a finite number|above|at least \d|in [\[(]|6n)")
 """What is accepted begins like this where it is a number."""
 
 
@@ -137,7 +137,8 @@ def one_of(name: str, value: Any, choices: Any) -> None:
     if len(listed) > 4 * SHOWN:
         some = [names[each] for each in near] or [str(choice) for choice in choices[:4]]
         listed = f"{len(choices)} names, such as {', '.join(some)}"
-    hint = f"did you mean {names[near[0]]!r}?" if near else "" if isinstance(value, str) else "write its name in quotes"
+    words = not isinstance(value, str) and all(isinstance(choice, str) for choice in choices)
+    hint = f"did you mean {names[near[0]]!r}?" if near else "write its name in quotes" if words else ""
     bad(name, value, f"one of {listed}", hint)
 
 

@@ -102,8 +102,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist") from error
-    except (OSError, ValueError, RecursionError) as error:  # of which UnicodeError and JSONDecodeError are ValueErrors
-        raise FileError(f"{path} cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # of which UnicodeError and JSONDecodeError are ValueErrors
+        raise FileError(f"{path} cannot be read as JSON: {error}; it is damaged, or another kind of file") from error
 
 
 def check_writable(folder: str | os.PathLike[str], *, holding: str, overwrite: bool) -> None:

@@ -365,7 +365,7 @@ MODELS = [
         "load_model", FileError,
         ({"model": "nowhere.py:Net"}, "model: nowhere.py does not exist, or is no file"),
         ({"weights": "nowhere.pt"},
-         "weights='nowhere.pt' does not exist: is it in another folder, or spelled otherwise?"),
+         "weights='nowhere.pt' does not exist: is it elsewhere, or spelled otherwise?"),
         ({"weights": "https://example.org/net.pt"},
          "weights='https://example.org/net.pt' does not exist: download it first"),
     ),
