@@ -132,11 +132,11 @@ def one_of(name: str, value: Any, choices: Any) -> None:
         pass
     names = {str(choice).lower(): str(choice) for choice in choices}
     word = "" if value is None or isinstance(value, type) else str(value).lower()
-    near = [word] if word in names else difflib.get_close_matches(word, names, n=4, cutoff=0.5)
+    near = [word] if word in names else difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     listed = ", ".join(map(str, choices))
     if len(listed) > 4 * SHOWN:
-        some = [names[each] for each in near] or [str(choice) for choice in choices[:4]]
-        listed = f"{len(choices)} names, such as {', '.join(some)}"
+        closest = difflib.get_close_matches(word, names, n=4, cutoff=0) if word else list(names)[:4]
+        listed = f"{len(choices)} names, such as {', '.join(names[each] for each in closest)}"
     words = not isinstance(value, str) and all(isinstance(choice, str) for choice in choices)
     hint = f"did you mean {names[near[0]]!r}?" if near else "write its name in quotes" if words else ""
     bad(name, value, f"one of {listed}", hint)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import numbers
 import operator
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,7 +113,7 @@ def as_rng(rng: Rng | int | None) -> Rng:
     """
     if rng is None or isinstance(rng, Rng):
         return rng or Rng(0)
-    if not isinstance(rng, int) or isinstance(rng, bool):
+    if not isinstance(rng, numbers.Integral) or isinstance(rng, bool):
         bad("rng", kind_of(rng), "an Rng or a seed", "write rng=0, or at.Rng(0, 'name')")
     return Rng(at_least("rng", rng, 0))
 

@@ -438,7 +438,7 @@ MODELS = [
         "evaluate fgsm r_fgsm i_fgsm mi_fgsm pgd r_fgsm_pgd", ModelError,
         ({"model": Made(lambda: after(lambda z: z.detach()))},
          "the model has no gradient with respect to its images, which attacks need: look in its forward for "
-         "no_grad, detach, numpy, or rounding"),
+         "no_grad, detach, numpy, rounding, or images changed in place"),
     ),
     *wrong(
         "attacking", ArgumentError,

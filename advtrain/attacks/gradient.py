@@ -15,7 +15,7 @@ from ..threat import Threat
 
 NO_GRADIENT = (
     "the model has no gradient with respect to its images, which attacks need: look in its forward for no_grad, "
-    "detach, numpy, or rounding"
+    "detach, numpy, rounding, or images changed in place"
 )
 
 
