@@ -181,7 +181,7 @@ def check_training(model: nn.Module, defense: Defense, **options: Any) -> None:
     find_device(shared_device(options["device"]))
     compiled(model, defense, options["compile"])
     out = options["out"]
-    if out is not None:
+    if out is not None and not options.get("resume"):
         first_alone(lambda: check_writable(out, holding="config.json", overwrite=options["overwrite"]))
         first_alone(lambda: check_free_of(out, "model.json", "an export, whose weights these would replace"))
 
