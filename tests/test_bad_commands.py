@@ -19,19 +19,16 @@ from advtrain.cli import main, run
 
 # fmt: off
 REST = [
-    ("trian",
-     "command='trian' is not one of data, diagnose, evaluate, export, list, reproduce, train: did you mean 'train'?"),
+    ("trian", "command='trian' is not one of data, …: did you mean 'train'?"),
     ("--verison", "No such option…--verison…--version…"),
     ("-x", "No such option…-x…"),
     ("list attack",
-     "Invalid value for '[defenses|attacks|models|data|schedules|presets]': 'attack' is not one of defenses, "
-     "attacks, models, data, schedules, presets: did you mean 'attacks'?"),
+     "Invalid value for '[defenses|attacks|models|data|schedules|presets]': 'attack' is not one of defenses, …: did"
+     " you mean 'attacks'?"),
     ("list defenses models", "Got unexpected extra argument (models)"),
 ]
 TRAIN = [
-    ("train fastat --eps 0.3",
-     "command='fastat' is not one of standard, fgsm, fast-at, n-fgsm, free, gradalign, pgd, trades, nuat, sat-r1, "
-     "sat-r2, sat-r3, fast-bat, rvs: did you mean 'fast-at'?"),
+    ("train fastat --eps 0.3", "command='fastat' is not one of standard, …: did you mean 'fast-at'?"),
     ("train fgsm", "Missing option '--eps'"),
     ("train fgsm --eps", "Option '--eps' requires an argument"),
     ("train fgsm --eps eight",
@@ -46,8 +43,7 @@ TRAIN = [
     ("train fgsm --eps 0.3 --batch-size 1.5", "Invalid value for '--batch-size': '1.5' is not a valid integer"),
     ("train fgsm --eps 0.3 --lr -1", "lr=-1.0 is not above 0 and finite"),
     ("train fgsm --eps 0.3 --schedule linear",
-     "Invalid value for '--schedule': 'linear' is not one of constant, cyclic, one-cycle, cosine, multistep, "
-     "fast-bat, n-fgsm, gradalign, nuat, trades, sat, rvs: did you mean 'cosine'?"),
+     "Invalid value for '--schedule': 'linear' is not one of constant, …: did you mean 'cosine'?"),
     ("train fgsm --eps 0.3 --select first", "Invalid value for '--select': 'first' is not one of last, best"),
     ("train fgsm --eps 0.3 --ema nothing", "Invalid value for '--ema': 'nothing' is not a valid float"),
     ("train fgsm --eps 0.3 --rel-step 0", "rel_step=0.0 is not above 0: it is α/ε; 1 is the full FGSM step"),
@@ -58,9 +54,7 @@ TRAIN = [
     ("train fgsm --eps 0.3 --val 2.5",
      "val=2.5 is not a share in [0, 1) or a count: 0.1 keeps a tenth, 1000 keeps a thousand images"),
     ("train fgsm --eps 0.3 --val many", "Invalid value for '--val': 'many' is not a number"),
-    ("train fgsm --eps 0.3 --data didgits",
-     "name='didgits' is not one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet: did you "
-     "mean 'digits'?"),
+    ("train fgsm --eps 0.3 --data didgits", "name='didgits' is not one of digits, …: did you mean 'digits'?"),
     ("train fgsm --eps 0.3 --data cifar10",
      "cifar10 is not in data: run `advtrain data fetch cifar10`, or load_data('cifar10', download=True), or name "
      "the folder that holds it with ADVTRAIN_DATA or root"),
@@ -69,8 +63,7 @@ TRAIN = [
     ("train fgsm --eps 0.3 --size 16",
      "size=16 is not an option for digits: only the images of a folder are scaled; here leave it out"),
     ("train fgsm --eps 0.3 --model smallcnn",
-     "Invalid value for '--model': 'smallcnn' is not one of small-cnn, lenet+, preactresnet18, preactresnet34, "
-     "preactresnet50, wideresnet: did you mean 'small-cnn'?"),
+     "Invalid value for '--model': 'smallcnn' is not one of small-cnn, …: did you mean 'small-cnn'?"),
     ("train fgsm --eps 0.3 --model-option wdith=3",
      "option='wdith' is not one of width, batch_norm, activation: did you mean 'width'?"),
     ("train fgsm --eps 0.3 --model-option width",
@@ -114,8 +107,7 @@ EVALUATE = [
     ("evaluate run --pick logits", "--pick does nothing with RUN: leave it out"),
     ("evaluate own --eps 8", "eps=8 is not in (0, 1]: pixels are in [0, 1], did you mean 8/255?"),
     ("evaluate own --protocol Strict",
-     "Invalid value for '--protocol': 'Strict' is not one of strict, fast-bat, gradalign, fgsm-rs, n-fgsm: did you "
-     "mean 'strict'?"),
+     "Invalid value for '--protocol': 'Strict' is not one of strict, …: did you mean 'strict'?"),
     ("evaluate own --steps 0", "steps=0 is not an integer of at least 1"),
     ("evaluate own --restarts 0 --out new/report.json", "restarts=0 is not an integer of at least 1"),
     ("evaluate own --step-size 0", "step_size=0.0 is not above 0 and finite: in pixels: 2/255, say"),
@@ -204,14 +196,9 @@ EXPORT = [
 ]
 REPRODUCE = [
     ("reproduce", "name an experiment, or say --list, or --check FILE"),
-    ("reproduce digts",
-     "experiment='digts' is not one of chapters, cifar10-beyond, cifar10-eps16, cifar10-eps8, cifar10-implicit, "
-     "cifar10-minute, cifar10-small, cifar100-eps8, digits, digits-tune, mnist-implicit, mnist-sat, "
-     "mnist-sat-short: did you mean 'digits'?"),
+    ("reproduce digts", "experiment='digts' is not one of chapters, …: did you mean 'digits'?"),
     ("reproduce nowhere.toml", "nowhere.toml does not exist; advtrain reproduce --list shows those of the package"),
-    ("reproduce typo.toml",
-     "typo.toml: [fit]: key='epohcs' is not one of epochs, batch_size, lr, schedule, optimizer, momentum, "
-     "weight_decay, clip_grad, ema, compile, select, validate_every, val_steps, bf16: did you mean 'epochs'?"),
+    ("reproduce typo.toml", "typo.toml: [fit]: key='epohcs' is not one of epochs, …: did you mean 'epochs'?"),
     ("reproduce small.toml --method fats --out x.json", "method='fats' is not one of fast: did you mean 'fast'?"),
     ("reproduce small.toml --seed 99 --out x.json", "seed=99 is not one of 0"),
     ("reproduce small.toml --workers -1 --out x.json", "Invalid value for '--workers': -1 is not in the range x>=0"),
@@ -230,16 +217,12 @@ REPRODUCE = [
     ("reproduce --check small.json --judge", "--judge does nothing with --check: leave it out"),
     ("reproduce --check small.json --method fats", "method='fats' is not one of fast: did you mean 'fast'?"),
     ("reproduce --list --fresh", "--fresh does nothing with --list: leave it out"),
-    ("reproduce --list nowhere",
-     "experiment='nowhere' is not one of chapters, cifar10-beyond, cifar10-eps16, cifar10-eps8, cifar10-implicit, "
-     "cifar10-minute, cifar10-small, cifar100-eps8, digits, digits-tune, mnist-implicit, mnist-sat, mnist-sat-short"),
+    ("reproduce --list nowhere", "experiment='nowhere' is not one of chapters, …"),
 ]
 DATA = [
     ("data fech mnist", "command='fech' is not one of fetch, list: did you mean 'fetch'?"),
     ("data fetch", "Missing argument 'NAMES'"),
-    ("data fetch imagenet",
-     "name='imagenet' is not one of mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet: did you mean "
-     "'tiny-imagenet'?"),
+    ("data fetch imagenet", "name='imagenet' is not one of mnist, …: did you mean 'tiny-imagenet'?"),
     ("data fetch mnist --root a-file", "root='a-file' is a file: name the folder that holds the data sets"),
     ("data list --root a-file", "root='a-file' is a file: name the folder that holds the data sets"),
     ("data list extra", "Got unexpected extra argument (extra)"),

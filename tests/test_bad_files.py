@@ -25,8 +25,7 @@ RUNS = [
         ({"path": "run-option"},
          "run-option/config.json is damaged: rel_step='big' is not above 0: it is α/ε; the paper uses 1.25"),
         ({"path": "run-model"},
-         "run-model/config.json is damaged: name='small-cnnn' is not one of small-cnn, lenet+, preactresnet18, "
-         "preactresnet34, preactresnet50, wideresnet: did you mean 'small-cnn'?"),
+         "run-model/config.json is damaged: name='small-cnnn' is not one of small-cnn, …: did you mean 'small-cnn'?"),
         ({"path": "run-history"}, "run-history/history.json is damaged: it is not a list of records"),
         ({"path": "run-no-weights"}, "run-no-weights/model.safetensors does not exist"),
         ({"path": "run-cut-weights"},
@@ -113,9 +112,7 @@ IMAGES = [
     ),
     *wrong(
         "load_data", ArgumentError,
-        ({"name": "nothing"},
-         "name='nothing' is not one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet: for"
-         " the folder of that name, write './nothing'"),
+        ({"name": "nothing"}, "name='nothing' is not one of digits, …: for the folder of that name, write './nothing'"),
     ),
     *wrong(
         "load_data", DataError,
@@ -201,29 +198,19 @@ WEIGHTS = [
 EXPERIMENTS = [
     *wrong(
         "reproduce", ArgumentError,
-        ({"experiment": "digts"},
-         "experiment='digts' is not one of chapters, cifar10-beyond, cifar10-eps16, cifar10-eps8, "
-         "cifar10-implicit, cifar10-minute, cifar10-small, cifar100-eps8, digits, digits-tune, mnist-implicit, "
-         "mnist-sat, mnist-sat-short: did you mean 'digits'?"),
+        ({"experiment": "digts"}, "experiment='digts' is not one of chapters, …: did you mean 'digits'?"),
         ({"experiment": 3}, "experiment=3 is not a string: the name of an experiment, or the path of a .toml file"),
         ({"experiment": "no-seeds.toml"}, "no-seeds.toml: the key 'seeds' is missing"),
         ({"experiment": "twice.toml"},
          "twice.toml: seeds=[0, 0] is not a list of different integers: such as seeds = [0, 1, 2]"),
-        ({"experiment": "typo.toml"},
-         "typo.toml: [fit]: key='epohcs' is not one of epochs, batch_size, lr, schedule, optimizer, momentum, "
-         "weight_decay, clip_grad, ema, compile, select, validate_every, val_steps, bf16: did you mean 'epochs'?"),
+        ({"experiment": "typo.toml"}, "typo.toml: [fit]: key='epohcs' is not one of epochs, …: did you mean 'epochs'?"),
         ({"experiment": "text.toml"}, "text.toml: [fit]: epochs='1' is not an integer: write it without quotes"),
         ({"experiment": "eps.toml"},
          "eps.toml: [threat]: eps=8 is not in (0, 1]: pixels are in [0, 1], did you mean 8/255?"),
         ({"experiment": "defense.toml"},
-         "defense.toml: [[method]] 1 ('fast'): defense='fastat' is not one of standard, fgsm, fast-at, n-fgsm, "
-         "free, gradalign, pgd, trades, nuat, sat-r1, sat-r2, sat-r3, fast-bat, rvs: did you mean 'fast-at'?"),
-        ({"experiment": "data.toml"},
-         "name='didgits' is not one of digits, mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet: did"
-         " you mean 'digits'?"),
-        ({"experiment": "model.toml"},
-         "model.toml: [model]: key='depth' is not one of name, normalize, width, batch_norm, activation: did you"
-         " mean 'width'?"),
+         "defense.toml: [[method]] 1 ('fast'): defense='fastat' is not one of standard, …: did you mean 'fast-at'?"),
+        ({"experiment": "data.toml"}, "name='didgits' is not one of digits, …: did you mean 'digits'?"),
+        ({"experiment": "model.toml"}, "model.toml: [model]: key='depth' is not one of name, …: did you mean 'width'?"),
         ({"experiment": "no-method.toml"},
          "no-method.toml: method is not a list of tables: begin each with [[method]]"),
         ({"out": 3}, "out=3 is not the path of a results file: write it as text, or as a Path"),
@@ -273,9 +260,8 @@ EXPERIMENTS = [
     *wrong(
         "load_results", FileError,
         ({"path": "didgits"},
-         "nothing is recorded under the name 'didgits'; recorded are autoattack-oracle-cifar10, "
-         "autoattack-oracle, chapters, cifar10-small, digits-tune, digits, fast-bat-step, mnist-implicit, "
-         "mnist-sat-short, scale, throughput. A file of your own is found by its path, with the ending"),
+         "nothing is recorded under the name 'didgits'; recorded are …. A file of your own is found by its path,"
+         " with the ending"),
         ({"path": "a-file"},
          "a-file cannot be read as JSON: …; it is damaged, or another "
          "kind of file"),

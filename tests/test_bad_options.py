@@ -251,9 +251,7 @@ DEFENSE = [
     *wrong(
         "from_config", ArgumentError,
         ({"config": None}, "config=None is not a dict: it is what a defense's own .config gives"),
-        ({"config": {"name": "fgsmm"}},
-         "defense='fgsmm' is not one of standard, fgsm, fast-at, n-fgsm, free, gradalign, pgd, trades, nuat, "
-         "sat-r1, sat-r2, sat-r3, fast-bat, rvs: did you mean 'fgsm'?"),
+        ({"config": {"name": "fgsmm"}}, "defense='fgsmm' is not one of standard, …: did you mean 'fgsm'?"),
         ({"config": {"name": "fgsm", "threat": {"norm": "linf", "eps": 0.3}, "rel_stpe": 1}},
          "config={'name': 'fgsm', 'threat': {'norm': 'linf', 'eps': 0.3}, 'rel_stpe': 1} is not a configuration "
          "of fgsm: FGSM got an unexpected keyword argument 'rel_stpe'"),
@@ -266,9 +264,7 @@ DEFENSE = [
     *wrong(
         "preset", ArgumentError,
         ({"name": "fastat/cifar10-preactresnet18"},
-         "preset='fastat/cifar10-preactresnet18' is not one of 50 names, such as "
-         "fast-at/cifar10-preactresnet18-eps8, fast-bat/cifar10-preactresnet18-eps8, "
-         "fast-at/cifar10-preactresnet18-eps16, fast-bat/cifar100-preactresnet18-eps8: did you mean "
+         "preset='fastat/cifar10-preactresnet18' is not one of 50 names, …: did you mean "
          "'fast-at/cifar10-preactresnet18-eps8'?"),
     ),
 ]
@@ -297,12 +293,8 @@ FIT = [
         ({"lr": "0.1"}, "lr='0.1' is not above 0 and finite: write it without quotes"),
         ({"lr": NAN}, "lr=nan is not above 0 and finite: look where it was computed: it is no finite number"),
         ({"lr": [0.1, 0.01]}, "lr=[0.1, 0.01] is not above 0 and finite: one number, not several"),
-        ({"schedule": "cycle"},
-         "schedule='cycle' is not one of constant, cyclic, one-cycle, cosine, multistep, fast-bat, n-fgsm, "
-         "gradalign, nuat, trades, sat, rvs: did you mean 'cyclic'?"),
-        ({"schedule": None},
-         "schedule=None is not one of constant, cyclic, one-cycle, cosine, multistep, fast-bat, n-fgsm, "
-         "gradalign, nuat, trades, sat, rvs: write its name in quotes"),
+        ({"schedule": "cycle"}, "schedule='cycle' is not one of constant, …: did you mean 'cyclic'?"),
+        ({"schedule": None}, "schedule=None is not one of constant, …: write its name in quotes"),
         ({"optimizer": "SGD"}, "optimizer='SGD' is not one of sgd, adam, adamw: did you mean 'sgd'?"),
         ({"optimizer": torch.optim.SGD},
          "optimizer=the class SGD is not one of sgd, adam, adamw: write its name in quotes"),
@@ -386,10 +378,8 @@ JUDGES = [
     ),
     *wrong(
         "evaluate", ArgumentError,
-        ({"protocol": "PGD-50-10"}, "protocol='PGD-50-10' is not one of strict, fast-bat, gradalign, fgsm-rs, n-fgsm"),
-        ({"protocol": {"steps": 50}},
-         "protocol={'steps': 50} is not one of strict, fast-bat, gradalign, fgsm-rs, n-fgsm: write its name in "
-         "quotes"),
+        ({"protocol": "PGD-50-10"}, "protocol='PGD-50-10' is not one of strict, …"),
+        ({"protocol": {"steps": 50}}, "protocol={'steps': 50} is not one of strict, …: write its name in quotes"),
         ({"autoattack": True}, "autoattack=True is not one of standard, plus, rand, fast: write its name in quotes"),
         ({"autoattack": "standrad"},
          "autoattack='standrad' is not one of standard, plus, rand, fast: did you mean 'standard'?"),
