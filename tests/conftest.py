@@ -116,9 +116,10 @@ def mirror(tmp_path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The current folder: there is a file in it, and no data sets are at hand."""
+    """The current folder: there are a file and a folder in it, and no data sets are at hand."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "a-file").write_text("text")
+    (folder / "taken.npy.partial").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("ADVTRAIN_DATA", "data")

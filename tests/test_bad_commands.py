@@ -176,6 +176,8 @@ DIAGNOSE = [
     ("diagnose own --batch-size x", "Invalid value for '--batch-size': 'x' is not a valid integer range"),
     ("diagnose own --plot x.txt", "plot='x.txt' is not a .png, .svg or .pdf file: write x.png"),
     ("diagnose own --plot a-file/x.png", "cannot write to a-file: it is no folder; choose another one"),
+    ("diagnose own --plot new/x.png --out a-file/x.json",
+     "cannot write to a-file: it is no folder; choose another one"),
     ("diagnose own --out run", "Invalid value for '--out': File 'run' is a directory"),
     ("diagnose own --protocol strict", "No such option…--protocol…"),
     ("diagnose own --seed -1", "seed=-1 is not an integer of at least 0"),

@@ -246,6 +246,8 @@ DATA = [
     ),
     *wrong(
         "evaluate diagnose", DataError,
+        ({"data": Made(lambda: loader(white=255))},
+         "data x='0 to 255' is not inside [0, 1]: divide by 255: x / 255, or pass uint8: x.to(torch.uint8)"),
         ({"data": Made(lambda: at.as_dataset((images(), labels()), test=0))},
          "data='own data' has no test split: pass the images to judge by, such as data.val"),
     ),

@@ -166,9 +166,9 @@ def after(function):
     return After()
 
 
-def loader(n=8):
+def loader(n=8, white=1):
     """Images in batches of four."""
-    return DataLoader(TensorDataset(images()[:n], labels()[:n]), batch_size=4)
+    return DataLoader(TensorDataset(images()[:n] * white, labels()[:n]), batch_size=4)
 
 
 def _attack():
