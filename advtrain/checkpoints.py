@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .errors import AdvtrainWarning, ArgumentError, FileError, bad, one_of
+from .errors import AdvtrainWarning, ArgumentError, FileError, bad, kind_of, one_of
 
 NOT_WEIGHTS = {
     b"<": "it looks like a web page: the download has failed",
@@ -65,14 +65,14 @@ def read_weights(path: str | os.PathLike[str], key: str | None = None) -> tuple[
         ArgumentError: there are several state_dicts and `key` does not choose one of them.
     """
     if not isinstance(path, (str, os.PathLike)):
-        bad("weights", type(path).__name__, "the name of a file", "model.load_state_dict(weights) takes tensors")
-    path = Path(path)
+        bad("weights", kind_of(path), "the name of a file", "model.load_state_dict(weights) takes tensors")
+    name, path = os.fspath(path), Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        hint = ": download it first" if re.match(r"\w\w+:/", str(path)) else ""
-        raise FileError(f"weights={str(path)!r} {why}{hint}") from error
+        hint = "download it first" if re.match(r"\w\w+:/", name) else "is it elsewhere, or spelled otherwise?"
+        raise FileError(f"weights={name!r} {why}: {hint}") from error
     found = dict(_state_dicts(_parse(content, path)))
     if not found:
         raise FileError(f"weights={str(path)!r} holds no state_dict, a dict of names and tensors: save one")
@@ -145,7 +145,7 @@ def _explain(error: Exception, path: Path) -> str:
     last = last.rpartition("WeightsUnpickler error: ")[2].partition(" was not an allowed")[0].rstrip(".")
     if "GLOBAL" in last:
         return f"{name} cannot be read without running code: {last}. {RESAVE}"
-    return f"{name} is damaged, or no file of torch.save with weights alone: {last}"
+    return f"{name} is damaged, or no file of torch.save with weights alone: {last.partition('. ')[0]}"
 
 
 def _state_dicts(value: Any, path: str = "", depth: int = DEPTH) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from .errors import DataError, ModelError, bad
+from .errors import DataError, ModelError, bad, check_kind, kind_of
 from .modes import evaluating
 from .rng import global_draws
 from .survey import extremes, rows_of_a_block
@@ -28,7 +28,7 @@ def check_threat(threat: Any) -> Threat:
         ArgumentError: it is something else.
     """
     if not isinstance(threat, Threat):
-        bad("threat", threat, "a Threat", 'write Threat("linf", eps=8/255)')
+        bad("threat", kind_of(threat), "a Threat", 'write Threat("linf", eps=8/255)')
     return threat
 
 
@@ -45,13 +45,15 @@ def check_images(x: Tensor, *, name: str = "x") -> None:
         DataError: not a tensor, not four-dimensional, empty, another dtype, NaN or infinite, or outside [0, 1].
     """
     if not isinstance(x, Tensor):
-        _refuse(name, type(x).__name__, "a torch.Tensor", "torch.from_numpy(array) makes one")
+        makes = "torch.stack(images)" if isinstance(x, (list, tuple)) else "torch.from_numpy(array)"
+        _refuse(name, kind_of(x), "a torch.Tensor", f"{makes} makes one")
     shape, code = tuple(x.shape), name.split()[-1]
     if x.ndim != 4:
         hints = {3: f"for one image {code}[None]; for grey images {code}[:, None]", 2: "images, not vectors"}
+        hints[1] = "images come first, then labels: (x, y)"
         _refuse(f"{name}.shape", shape, "(B, C, H, W)", hints.get(x.ndim, ""))
     if x.numel() == 0:
-        _refuse(f"{name}.shape", shape, "a batch of at least one image")
+        _refuse(f"{name}.shape", shape, "a batch of at least one image", "look where the images were selected")
     if shape[3] in (1, 3) and shape[3] < min(shape[1:3]):
         _refuse(f"{name}.shape", shape, "(B, C, H, W)", f"channels come first: {code}.permute(0, 3, 1, 2)")
     if x.dtype == torch.uint8:
@@ -63,7 +65,10 @@ def check_images(x: Tensor, *, name: str = "x") -> None:
     low, high = extremes(parts)  # NaN spreads to both
     if low != low or high in (float("inf"), float("-inf")) or low in (float("inf"), float("-inf")):
         wrong = torch.cat([(~part.isfinite()).flatten(1).any(1) for part in parts]).nonzero().flatten().tolist()
-        raise DataError(f"{name} has NaN or infinite pixels in {len(wrong)} image(s), the first at {code}[{wrong[0]}]")
+        raise DataError(
+            f"{name} has NaN or infinite pixels in {len(wrong)} image(s), the first at {code}[{wrong[0]}]; pixels are "
+            "in [0, 1]: leave these out, or find the division by zero"
+        )
     if low < 0 or high > 1:
         if low < 0 and high < 20:
             hint = "normalised images? pass plain pixels: normalisation is the model's first layer (build_model)"
@@ -87,7 +92,7 @@ def check_labels(y: Tensor, num_classes: int | None, *, name: str = "y", length:
         DataError: not a tensor, not one-dimensional, empty, not integers, out of range, or not one per image.
     """
     if not isinstance(y, Tensor):
-        _refuse(name, type(y).__name__, "a torch.Tensor", "torch.as_tensor(labels) makes one")
+        _refuse(name, kind_of(y), "a torch.Tensor", "torch.as_tensor(labels) makes one")
     code = name.split()[-1]
     integers = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if y.ndim != 1:
@@ -96,7 +101,7 @@ def check_labels(y: Tensor, num_classes: int | None, *, name: str = "y", length:
     if not integers:
         _refuse(f"{name}.dtype", y.dtype, "an integer type", f"class numbers: {code}.long()")
     if y.numel() == 0:
-        _refuse(f"{name}.shape", tuple(y.shape), "at least one label")
+        _refuse(f"{name}.shape", tuple(y.shape), "at least one label", "look where the images were selected")
     if length is not None and len(y) != length:
         _refuse(f"len({name})", len(y), f"{length}, the number of images", "one label for each image")
     low, high = torch.stack(y.long().aminmax()).tolist()
@@ -150,6 +155,9 @@ def _likely_cause(model: nn.Module, x: Tensor) -> str:
     first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is not None and first.in_channels != x.shape[1]:
         return f"; its first convolution takes {first.in_channels} channels and the images have {x.shape[1]}"
+    norm = next((layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)), None)
+    if first is None and norm is not None and norm.num_features != x.shape[1]:
+        return f"; its normalisation takes {norm.num_features} channels and the images have {x.shape[1]}"
     return ""
 
 
@@ -173,8 +181,10 @@ def check_model(model: nn.Module, x: Tensor, num_classes: int | None = None, *, 
         The number of logits.
 
     Raises:
+        ArgumentError: it is no `nn.Module`.
         ModelError: the model fails on `x`, or returns no (B, K) tensor, too few logits, NaN, or probabilities.
     """
+    check_kind("model", model, nn.Module, "the model comes first: at.build_model(name, data) makes one")
     devices = [x.device] if x.device.type == "cuda" else []
     with global_draws(devices=devices), evaluating(model):
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import nn
 
 from . import data as data_room
 from .attacks import ATTACKS
@@ -28,12 +29,24 @@ from .defense import Defense
 from .defenses import DEFENSES
 from .errors import AdvtrainError
 from .evaluate import evaluate
-from .files import check_writable, write_json
+from .files import check_free_of, check_writable, write_json
 from .models import MODELS, build_model
-from .options import DATA_HELP, field_options, name_values, preset_options, signature_options, summary, with_preset
+from .options import (
+    DATA_HELP,
+    Choice,
+    Commands,
+    field_options,
+    name_values,
+    one_line,
+    preset_options,
+    signature_options,
+    summary,
+    with_preset,
+)
 from .presets import PRESETS
-from .processes import first_alone, first_before_others, joined, rank, several
+from .processes import first_alone, first_before_others, joined, rank, several, shared_device
 from .provenance import version
+from .recipe import RECORDED, check_options, compiled, find_device
 from .report import count
 from .runs import Run
 from .schedules import SCHEDULES
@@ -44,7 +57,7 @@ TAKEN = ("name", "shape", "num_classes", "seed")  # what `advtrain train` gives 
 DEFAULT_MODEL = {"digits": "small-cnn", "mnist": "lenet+", "fashion-mnist": "lenet+"}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version(), prog_name="advtrain")
 @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
 def main(debug: bool) -> None:
@@ -58,7 +71,7 @@ def main(debug: bool) -> None:
     warnings.showwarning = _one_line_warning
 
 
-class _Train(click.Group):
+class _Train(Commands):
     """`advtrain train DEFENSE`: one command per registered defense, its options made from its fields."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -87,7 +100,7 @@ class _Train(click.Group):
                 help=DATA_HELP,
             ),
             click.Option(
-                ["--model", "model_name"], type=click.Choice(list(MODELS)), help="By default one that suits the data."
+                ["--model", "model_name"], type=Choice(list(MODELS)), help="By default one that suits the data."
             ),
             click.Option(
                 ["--model-option"],
@@ -154,11 +167,23 @@ def train(
         callbacks = [TensorBoard(tensorboard, resume=part["fit"]["resume"])] if tensorboard else []
         model_name = model_name or DEFAULT_MODEL.get(data.name, usual)
         model = build_model(model_name, data, seed=part["fit"]["seed"], **model_options)
+        check_training(model, defense, **part["fit"])
         if number == 0:
             click.echo(f"{defense.name} on {data.name} with {model_name}: {defense}")
         run = fit(model, defense, data, **part["fit"], callbacks=callbacks)
     if number == 0:
         tell(run, judge, report_path, part)
+
+
+def check_training(model: nn.Module, defense: Defense, **options: Any) -> None:
+    """Refuse what `fit` would refuse, before anything is said."""
+    check_options({name: options[name] for name in RECORDED})
+    find_device(shared_device(options["device"]))
+    compiled(model, defense, options["compile"])
+    out = options["out"]
+    if out is not None and not options.get("resume"):
+        first_alone(lambda: check_writable(out, holding="config.json", overwrite=options["overwrite"]))
+        first_alone(lambda: check_free_of(out, "model.json", "an export, whose weights these would replace"))
 
 
 def tell(run: Run, judge: bool, report_path: str | None, part: dict[str, dict[str, Any]]) -> None:
@@ -184,9 +209,7 @@ def tell(run: Run, judge: bool, report_path: str | None, part: dict[str, dict[st
 
 
 @main.command("list")
-@click.argument(
-    "what", type=click.Choice(["defenses", "attacks", "models", "data", "schedules", "presets"]), required=False
-)
+@click.argument("what", type=Choice(["defenses", "attacks", "models", "data", "schedules", "presets"]), required=False)
 def list_command(what: str | None) -> None:
     """List defenses, attacks, models, data sets, schedules and presets, each with one line of explanation."""
     rooms = {
@@ -217,15 +240,24 @@ def _one_line_warning(message: Any, category: type[Warning], *_: Any, **__: Any)
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Entry point: as `main`, with errors of this package as one line and exit status 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Entry point: as `main`, with what was wrong as one line and exit status 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug, given = "--debug" in given, [word for word in given if word != "--debug"]
     try:
-        main.main(arguments, prog_name="advtrain", standalone_mode=True)
-    except AdvtrainError as error:
-        if "--debug" in arguments:
+        status = main.main(given, prog_name="advtrain", standalone_mode=False)
+    except click.Abort:  # Ctrl-C where nothing is to be kept
+        click.echo("Aborted!", err=True)
+        sys.exit(1)
+    except (AdvtrainError, click.ClickException) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # of newer versions of click: `advtrain` alone shows its help
+            click.echo(str(error), err=True)
+            sys.exit(2)
+        if debug:
             traceback.print_exc()
         number = rank() or int(os.environ.get("RANK", "0"))
         before_joining = number > 0 and not several()  # the options, which are the same in all processes
         if not (before_joining or getattr(error, "said", False)):
-            click.secho(f"error: {f'in process {number}: ' * (number > 0)}{error}", fg="red", err=True)
+            text = one_line(error) if isinstance(error, click.ClickException) else str(error)
+            click.secho(f"error: {f'in process {number}: ' * (number > 0)}{text}", fg="red", err=True)
         sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)

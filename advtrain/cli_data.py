@@ -6,10 +6,10 @@ import click
 
 from . import data as data_room
 from .errors import FileError
-from .options import PROGRESS
+from .options import PROGRESS, Commands
 
 
-@click.group("data")
+@click.group("data", cls=Commands)
 def data_group() -> None:
     """Fetch data sets for offline work, and see which are at hand."""
 

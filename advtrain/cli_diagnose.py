@@ -8,7 +8,7 @@ import click
 
 from .cli_judge import Subject, with_subject
 from .diagnose import diagnose
-from .errors import AdvtrainError, FileError
+from .errors import AdvtrainError, bad
 from .files import atomic, check_writable, write_json
 from .options import PROGRESS
 
@@ -17,9 +17,11 @@ from .options import PROGRESS
 @with_subject
 @click.option("--images", type=click.IntRange(min=1), default=256, show_default=True, help="How many to judge by.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--plot", type=click.Path(path_type=Path), help="Where to draw it: a .png, .svg or .pdf file.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Where to draw it: a .png, .svg or .pdf file."
+)
 @PROGRESS
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write the diagnosis as JSON.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the diagnosis as JSON.")
 def diagnose_command(
     subject: Subject, images: int, batch_size: int, progress: bool | None, plot: Path | None, out: Path | None
 ) -> None:
@@ -33,6 +35,7 @@ def diagnose_command(
         advtrain diagnose --model package.module:factory --weights weights.pt --data cifar10 --eps 8/255
         advtrain diagnose --model mynet.py:Net --weights mynet.pt --data ./photographs --size 64 --eps 4/255
     """
+    ending = drawn_as(plot) if plot else ""
     for path in filter(None, (plot, out)):
         check_writable(path.parent, holding=path.name, overwrite=True)
     found = diagnose(
@@ -49,11 +52,22 @@ def diagnose_command(
     if out:
         write_json(out, {**found.to_dict(), **subject.source})
     if plot:
-        ending = plot.suffix.lstrip(".") or "png"
         with atomic(plot) as partial:
-            try:
-                found.plot().savefig(partial, format=ending)
-            except ValueError as error:
-                raise FileError(f"cannot draw {plot}: {error}") from error
-            except ImportError as error:
-                raise AdvtrainError(str(error)) from error
+            found.plot().savefig(partial, format=ending)
+
+
+def drawn_as(path: Path) -> str:
+    """The format of a picture, which its name ends in: png if there is no ending.
+
+    Raises:
+        ArgumentError: one that matplotlib does not write.
+        AdvtrainError: there is no matplotlib.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise AdvtrainError(f"--plot needs matplotlib: pip install matplotlib ({error})") from error
+    ending = path.suffix.lstrip(".").lower() or "png"
+    if ending not in FigureCanvasBase.get_supported_filetypes():
+        bad("plot", str(path), "a .png, .svg or .pdf file", f"write {path.stem}.png")
+    return ending

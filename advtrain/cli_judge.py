@@ -25,7 +25,7 @@ from .factories import without_folder
 from .files import check_writable, write_json
 from .foreign import open_model
 from .modes import place
-from .options import DATA_HELP, PROGRESS, Numbers, Radius, name_values, refuse
+from .options import DATA_HELP, PROGRESS, Choice, Numbers, Radius, name_values, refuse
 from .provenance import provenance
 from .report import Report
 from .runs import Run, load_run
@@ -70,11 +70,11 @@ NETWORK = (
     click.option("--data", metavar="NAME", help=f"What to judge it by: {DATA_HELP}"),
     click.option("--root", metavar="FOLDER", help="The data folder; by default ADVTRAIN_DATA, or the user's cache."),
     click.option("--size", type=click.IntRange(min=1), help="Images of ./FOLDER are scaled and cropped to this size."),
-    click.option("--norm", type=click.Choice(NORMS), help="The norm of the threat: linf unless given."),
+    click.option("--norm", type=Choice(NORMS), help="The norm of the threat: linf unless given."),
 )
 SHARED = (
     click.option("--eps", type=Radius(), help="The radius; by default the one that the run was trained against."),
-    click.option("--split", type=click.Choice(["test", "val", "train"]), default="test", show_default=True),
+    click.option("--split", type=Choice(["test", "val", "train"]), default="test", show_default=True),
     click.option("--limit", type=click.IntRange(min=1), help="Only the first N images."),
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …"),
@@ -213,13 +213,11 @@ def _check_distinct(*files: tuple[str, Any]) -> None:
 
 @click.command("evaluate", short_help="Judge a run, or any model: clean, FGSM, PGD-50-10, AutoAttack.")
 @with_subject
-@click.option(
-    "--protocol", type=click.Choice(list(PROTOCOLS)), default="strict", show_default=True, help="Whose PGD-50-10."
-)
+@click.option("--protocol", type=Choice(list(PROTOCOLS)), default="strict", show_default=True, help="Whose PGD-50-10.")
 @click.option("--steps", type=int, help="PGD steps instead of the protocol's.")
 @click.option("--restarts", type=int, help="PGD restarts instead of the protocol's.")
 @click.option("--step-size", type=Radius(), help="PGD step size in pixel units instead of the protocol's.")
-@click.option("--autoattack", "version", type=click.Choice(list(VERSIONS)), help="Judge by AutoAttack as well.")
+@click.option("--autoattack", "version", type=Choice(list(VERSIONS)), help="Judge by AutoAttack as well.")
 @click.option(
     "--state", metavar="FILE", help="What AutoAttack has done: the same command goes on there, but repeats FGSM, PGD."
 )
@@ -229,7 +227,7 @@ def _check_distinct(*files: tuple[str, Any]) -> None:
     "--batch-size", type=click.IntRange(min=1), help="Images at once: 512 unless given; AutoAttack finds its own then."
 )
 @PROGRESS
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write the report as JSON.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the report as JSON.")
 def evaluate_command(
     subject: Subject, protocol: str, version: str | None, state: str | None, examples: str | None, bf16: bool,
     batch_size: int | None, progress: bool | None, out: Path | None, **changes: Any,
@@ -250,10 +248,10 @@ def evaluate_command(
     _check_distinct(
         ("--state", state), ("--examples", examples), ("--examples", examples and f"{examples}.partial"), ("--out", out)
     )
-    if out:
-        check_writable(out.parent, holding=out.name, overwrite=True)
     given = {name: value for name, value in changes.items() if value is not None}
     chosen = dataclasses.replace(PROTOCOLS[protocol], **given)
+    if out:
+        check_writable(out.parent, holding=out.name, overwrite=True)
     model, images, threat, seed = subject.model, subject.split, subject.threat, subject.seed
     size, found, judged = batch_size or 512, {}, None
     if version is not None:  # first of all, for its files may be refused

@@ -15,7 +15,7 @@ from .data_known import SOURCES, Source
 from .data_sources import data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split, check_augment
 from .dataset import Dataset, Split, assemble, check_seed, count_classes
-from .errors import DataError, at_least, bad
+from .errors import DataError, at_least, bad, check_flag
 from .mapped import MappedSplit
 
 __all__ = [
@@ -79,6 +79,7 @@ def load_data(
     """
     seed, size = check_seed(seed), size if size is None else at_least("size", size, 1)
     check_augment(augment)
+    check_flag("download", download)
     path = locate(name, root, download)
     own = path.is_dir() and (isinstance(name, os.PathLike) or name not in SOURCES)
     title = path.stem if path.suffix == ".npz" else path.resolve().name if own else str(name)

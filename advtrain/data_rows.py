@@ -27,7 +27,10 @@ def rows(data: Any, name: str) -> Any:
     for index in range(len(data)):
         item = _pair(data[index], f"{name}[{index}]")
         if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise DataError(f"{name}[{index}] is a {type(item).__name__}, not a pair (image, label)")
+            hint = (
+                f"give the labels too: ({name}, y)" if isinstance(item, (Tensor, np.ndarray)) else "one for each image"
+            )
+            raise DataError(f"{name}[{index}] is a {type(item).__name__}, not a pair (image, label): {hint}")
         image, label = item
         if not isinstance(image, Tensor):
             mode = getattr(image, "mode", "L")
@@ -75,7 +78,7 @@ def _label(label: Any, name: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         number = torch.empty(0)
     if number.numel() != 1 or number.dtype == torch.bool or number.is_floating_point():
-        hint = "number the names: classes.index(label)" if isinstance(label, str) else ""
+        hint = "number the names: classes.index(label)" if isinstance(label, str) else "labels are counted from 0"
         bad(f"{name}: label", label, "a class number, an integer", hint, kind=DataError)
     return number.reshape(1)
 
@@ -103,7 +106,7 @@ def join(batches: Any, name: str) -> tuple[Tensor, Tensor]:
         xs.append(x)
         ys.append(y)
     if not xs:
-        raise DataError(f"{name} is empty")
+        raise DataError(f"{name} is empty: it holds no images; a pair (x, y) of tensors does")
     return torch.cat(xs), torch.cat(ys)
 
 

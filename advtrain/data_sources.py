@@ -16,7 +16,7 @@ import numpy as np
 
 from .data_folders import read_folder
 from .data_known import ARRAYS, SOURCES
-from .errors import FileError, bad, one_of
+from .errors import FileError, bad, check_path, one_of
 from .files import atomic
 from .progress import downloads
 
@@ -30,13 +30,19 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
 
     Args:
         root: that folder; else `$ADVTRAIN_DATA`, else `advtrain` in the user's cache folder.
+
+    Raises:
+        FileError: it is a file.
     """
     if root is not None:
-        return Path(root).expanduser()
-    if named := os.environ.get("ADVTRAIN_DATA"):
-        return Path(named).expanduser()
+        check_path("root", root, "folder")
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "advtrain"
+    usual = (Path(cache) if cache else Path.home() / ".cache") / "advtrain"
+    folder = Path(root or os.environ.get("ADVTRAIN_DATA") or usual).expanduser()
+    if folder.exists() and not folder.is_dir():
+        what = "ADVTRAIN_DATA" if root is None else "root"
+        raise FileError(f"{what}={str(folder)!r} is a file: name the folder that holds the data sets")
+    return folder
 
 
 def data_names(root: str | os.PathLike[str] | None = None) -> list[str]:
@@ -70,13 +76,14 @@ def locate(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = N
     if is_path or name.endswith(".npz") or os.sep in name or "/" in name:
         path = Path(name).expanduser()
         if not (path.is_file() or path.is_dir()):
-            raise FileError(f"{name} does not exist" + f"; the set of that name is {name!r}" * (name in SOURCES))
+            hint = f"the set of that name is {name!r}" if name in SOURCES else "is it elsewhere, or spelled otherwise?"
+            raise FileError(f"{name} does not exist: {hint}")
         return path
     if name == "digits":
         return Path(__file__).parent / "digits.npz"
     if (path := folder / f"{name}.npz").is_file():
         return path
-    if name not in SOURCES and Path(name).is_dir():
+    if name and name not in SOURCES and Path(name).is_dir():
         bad("name", name, f"one of {', '.join(data_names(root))}", f"for the folder of that name, write './{name}'")
     one_of("name", name, data_names(root))
     source = SOURCES[name]
@@ -166,7 +173,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             arrays = {key: file[key] for key in (*ARRAYS, "classes") if key in file.files}
             found = file.files
     except UNREADABLE as error:
-        raise FileError(f"{path} cannot be read as .npz: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split())
+        if "pickle" in why:  # NumPy's message tells how to run code that is in the file
+            why = "it is another kind of file, or holds objects, of which only numbers and text are read"
+        raise FileError(
+            f"{path} cannot be read as .npz: {why}; np.savez(FILE, x_train=x, y_train=y) makes one"
+        ) from error
     return _complete(arrays, found, path)
 
 

@@ -17,7 +17,7 @@ from .checks import check_images, check_labels
 from .data_rows import class_names, join
 from .data_rows import rows as read_rows
 from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_shapes, count_classes, image_shape
-from .errors import DataError, bad
+from .errors import DataError, bad, kind_of
 from .mapped import MappedSplit, check_plain, is_mapped
 from .rng import global_draws
 from .survey import rows_of_a_block, statistics
@@ -53,7 +53,8 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
     elif isinstance(data, (tuple, list)) and len(data) == 2:
         x, y, mapped = _images(data[0], name), _labels(data[1], name), is_mapped(data[0])
     elif isinstance(data, DataLoader):
-        x, y = join(iter(data), name)
+        with global_draws():  # which even an ordered loader takes a number from
+            x, y = join(iter(data), name)
     elif isinstance(data, TorchDataset) or (
         hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, dict)
     ):
@@ -62,7 +63,7 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
     else:
         hint = f"one of its parts is: {name}[{next(iter(data))!r}]" if isinstance(data, Mapping) and data else ""
         wanted = "a Dataset, Split, pair (x, y), torch Dataset or DataLoader"
-        bad(name, type(data).__name__, wanted, hint, kind=DataError)
+        bad(name, kind_of(data), wanted, hint or "such as (x, y): images and their labels", kind=DataError)
     if not checked:
         _check_pixels(x, f"{name} x")
     check_labels(y, num_classes, name=f"{name} y", length=len(x if rows is None else rows))
@@ -118,13 +119,18 @@ def as_dataset(
         return data if augment is None else _augmented(data, augment)
     name, augment = name or "own data", bool(augment)
     inner = data.dataset if stream else data
-    classes = class_names(inner) if classes is None else classes
+    classes = class_names(inner) if classes is None else _names(classes)
+    if not isinstance(name, str):
+        bad("name", name, "text", "it is only what to call the data")
     num_classes = num_classes if num_classes is not None or classes is None else len(classes)
     if num_classes is not None:
         _check_count(num_classes)
     train = None if stream else as_split(data, num_classes=num_classes, name="data")
-    parts: dict[str, Any] = {"val": val, "test": 0.2 if test is None else test}
+    parts: dict[str, Any] = {"val": val, "test": (0 if stream else 0.2) if test is None else test}
     for key, part in parts.items():
+        if stream and isinstance(part, (int, float)) and part and not (key == "val" and part == 0.1):  # the default
+            hint = f"it keeps no images for it: pass those to use, or {key}=0"
+            bad(key, part, "possible with a DataLoader", hint)
         if not isinstance(part, (int, float)):
             parts[key] = as_split(part, num_classes=num_classes, name=key)
     own = [part for part in (train, *parts.values()) if isinstance(part, Split)]
@@ -132,7 +138,7 @@ def as_dataset(
         num_classes = _labelled(inner) if stream else count_classes(*(part.y for part in own))
     classes = tuple(map(str, range(num_classes) if classes is None else classes))
     if len(classes) != num_classes:
-        bad("classes", len(classes), f"{num_classes} names", kind=DataError)
+        bad("classes", len(classes), f"{num_classes} names", "one for each class, or leave out one", kind=DataError)
     if train is not None:
         return assemble(train, parts["test"], val=parts["val"], seed=seed, name=name, classes=classes, augment=augment)
     first = _first(data, num_classes)
@@ -206,16 +212,29 @@ def _labels(y: Any, name: str) -> Any:
         try:
             return torch.as_tensor(y)
         except (TypeError, ValueError, RuntimeError) as error:
+            why = str(error).partition(". The only supported")[0].rstrip(".")
             raise DataError(
-                f"{name} y is not a list of class numbers: {error}. np.unique(y, return_inverse=True)[1] numbers names"
+                f"{name} y is not a list of class numbers: {why}. np.unique(y, return_inverse=True)[1] numbers names"
             ) from error
     return y
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    """The names of the classes as text."""
+    if isinstance(classes, (str, bytes, int)) or not hasattr(classes, "__iter__"):
+        bad("classes", classes, "a list of names", "such as ['cat', 'dog'], one for each class", kind=DataError)
+    names = tuple(map(str, classes))
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        bad("classes", list(names), "a list of different names", f"{twice[0]!r} stands there twice", kind=DataError)
+    return names
 
 
 def _check_count(num_classes: Any) -> None:
     whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
     if not whole or not 2 <= num_classes <= MOST_CLASSES:
-        bad("num_classes", num_classes, f"an integer in 2..{MOST_CLASSES:,}", kind=DataError)
+        hint = "labels are the class numbers 0 to num_classes - 1"
+        bad("num_classes", num_classes, f"an integer in 2..{MOST_CLASSES:,}", hint, kind=DataError)
 
 
 def _labelled(data: Any) -> int:

@@ -7,7 +7,6 @@ any order, gives the same training, validation and test images in the same place
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .data_view import dataset_html, dataset_text, split_html
-from .errors import DataError, FileError, bad
+from .errors import DataError, FileError, at_least, bad, kind_of
 from .survey import hash_order, pixel_bytes, pixel_hashes, rows_of_a_block, statistics
 
 MOST_CLASSES = 100_000
@@ -40,6 +39,9 @@ class Split:
     y: Tensor
 
     def __post_init__(self) -> None:
+        for name, value in (("x", self.x), ("y", self.y)):
+            if not isinstance(value, Tensor):
+                bad(name, kind_of(value), "a torch.Tensor", "at.as_dataset((x, y)) also takes arrays", kind=DataError)
         if self.x.ndim != 4 or self.y.ndim != 1 or len(self.x) != len(self.y):
             raise DataError(
                 f"x of shape {tuple(self.x.shape)} and y of shape {tuple(self.y.shape)} are not (N, C, H, W) and (N,)"
@@ -175,13 +177,7 @@ def count_of(share: float | int, n: int, name: str) -> int:
 
 def check_seed(seed: Any) -> int:
     """The seed as an `int`; numpy's integers are accepted."""
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = -1
-    if isinstance(seed, bool) or number < 0:
-        bad("seed", seed, "an integer of at least 0")
-    return number
+    return at_least("seed", seed, 0)
 
 
 def check_shapes(shape: tuple[int, ...], **parts: Any) -> None:

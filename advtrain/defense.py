@@ -99,6 +99,9 @@ class Defense:
     select: ClassVar[str] = "pgd"  # what its best checkpoint is chosen by: "pgd" or "clean"
 
     def __post_init__(self) -> None:
+        if type(self).__call__ is Defense.__call__:
+            hint = "take one of at.defenses, or write its __call__(self, model, batch, progress)"
+            bad("defense", type(self).__name__, "a loss yet", hint)
         for each in dataclasses.fields(self):
             if isinstance(value := getattr(self, each.name), numpy.generic):
                 setattr(self, each.name, value.item())  # NumPy's numbers are none that JSON knows

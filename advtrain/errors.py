@@ -6,13 +6,24 @@ Every error of this package is an `AdvtrainError`; each kind is also the built-i
 
 from __future__ import annotations
 
+import difflib
+import math
 import numbers
 import operator
+import os
+import re
 from typing import Any, NoReturn
+
+SHOWN = 100
+"""Characters of a value that a message shows at most."""
 
 
 class AdvtrainError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose. Its message is one line, whatever it quotes."""
+
+    def __init__(self, *args: Any):
+        lines = (re.sub(r"\s*\n\s*", " ", arg) if isinstance(arg, str) else arg for arg in args)
+        super().__init__(*lines)
 
 
 class ArgumentError(AdvtrainError, ValueError):
@@ -59,26 +70,76 @@ def bad(name: str, value: Any, accepted: str, hint: str = "", *, kind: type[Advt
         name: of the argument.
         value: what came.
         accepted: what would have been accepted, such as "in (0, 1]".
-        hint: the likely fix.
+        hint: the likely fix. Where a number is wanted and something like one came, the message says that instead.
         kind: the error to raise.
     """
-    raise kind(f"{name}={value!r} is not {accepted}" + (f": {hint}" if hint else ""))
+    hint = (_slip(value) if NUMERIC.match(accepted) else "") or hint
+    raise kind(f"{name}={shown(value)} is not {accepted}" + (f": {hint}" if hint else ""))
+
+
+NUMERIC = re.compile(r"(an integer|a number(?! or a fraction)|a finite number|above|at least \d|in [\[(]|6n)")
+"""What is accepted begins like this where it is a number."""
+
+
+def shown(value: Any) -> str:
+    """`value` in one line of a message: not longer than `SHOWN`, and without an address in memory.
+
+    Args:
+        value: whatever the caller was given.
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value)
+    if "\n" in text or re.search(r"\bat 0x[0-9a-fA-F]+", text):
+        name = getattr(value, "__qualname__", None)
+        return f"the function {name}" if callable(value) and name else f"an object of type {type(value).__name__}"
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _slip(value: Any) -> str:
+    """What to do about something that is nearly a number; nothing where it is one, or nothing like it."""
+    if isinstance(value, bool):
+        return "it is a number, not a switch"
+    if isinstance(value, str):
+        number = value.replace("/", "").replace(".", "").replace("e-", "").lstrip("-")
+        return "write it without quotes" if number.isdecimal() else ""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "look where it was computed: it is no finite number"
+        return ""
+    if isinstance(value, numbers.Number) or value is None:
+        return ""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return "take the number out of it: .item()"
+    return "one number, not several" if isinstance(value, (list, tuple)) else ""
 
 
 def one_of(name: str, value: Any, choices: Any) -> None:
     """Raise `ArgumentError` unless `value` is one of `choices`; the message lists them and the closest one.
+
+    Of many choices it lists the closest ones.
 
     Args:
         name: of the argument.
         value: what came.
         choices: what is accepted.
     """
-    import difflib
-
     choices = list(choices)
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1, cutoff=0.5)
-        bad(name, value, f"one of {', '.join(map(str, choices))}", f"did you mean {near[0]!r}?" if near else "")
+    try:
+        if value in choices:
+            return
+    except (RuntimeError, ValueError):  # of arrays, which compare element by element
+        pass
+    names = {str(choice).lower(): str(choice) for choice in choices}
+    word = "" if value is None or isinstance(value, type) else str(value).lower()
+    near = [word] if word in names else difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    listed = ", ".join(map(str, choices))
+    if len(listed) > 4 * SHOWN:
+        closest = difflib.get_close_matches(word, names, n=4, cutoff=0) if word else list(names)[:4]
+        listed = f"{len(choices)} names, such as {', '.join(names[each] for each in closest)}"
+    words = not isinstance(value, str) and all(isinstance(choice, str) for choice in choices)
+    hint = f"did you mean {names[near[0]]!r}?" if near else "write its name in quotes" if words else ""
+    bad(name, value, f"one of {listed}", hint)
 
 
 def at_least(name: str, value: Any, low: int, hint: str = "") -> int:
@@ -93,6 +154,8 @@ def at_least(name: str, value: Any, low: int, hint: str = "") -> int:
         hint: the likely fix.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+        if isinstance(value, float) and math.isfinite(value) and value >= low:
+            hint = f"write {round(value)}"
         bad(name, value, f"an integer of at least {low}", hint)
     return operator.index(value)
 
@@ -107,8 +170,50 @@ def check_kind(name: str, value: Any, kind: type, hint: str) -> None:
         hint: the likely fix.
     """
     if not isinstance(value, kind):
-        came = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        bad(name, came, f"a {kind.__name__}", hint)
+        bad(name, kind_of(value), f"a {kind.__name__}", hint)
+
+
+class _Said(str):
+    """Words about a value, which a message shows without quotes."""
+
+    __repr__ = str.__str__
+
+
+def kind_of(value: Any) -> Any:
+    """What to show of a value of the wrong type: a word, a number, None or a class itself, of anything else its type.
+
+    Args:
+        value: what came.
+    """
+    plain = value is None or isinstance(value, (str, type, numbers.Number))
+    return value if plain else _Said(f"an object of type {type(value).__name__}")
+
+
+def check_flag(name: str, value: Any, *, none: str = "") -> None:
+    """Raise `ArgumentError` unless `value` is True or False: of words, even "no" would count as true.
+
+    Args:
+        name: of the argument.
+        value: what came.
+        none: what None stands for, where it is accepted too.
+    """
+    if not (isinstance(value, bool) or (none and value is None)):
+        text = "write it without quotes: of text even 'no' would count as true" if isinstance(value, str) else ""
+        hint = f"None stands for {none}" if none else text
+        bad(name, kind_of(value), "True, False or None" if none else "True or False", hint)
+
+
+def check_path(name: str, value: Any, what: str = "file") -> None:
+    """Raise `ArgumentError` unless `value` can be a path.
+
+    Args:
+        name: of the argument.
+        value: what came.
+        what: should be there.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        hint = "'.' is the current folder" if value == "" and what == "folder" else "write it as text, or as a Path"
+        bad(name, kind_of(value), f"the path of a {what}", hint)
 
 
 def is_real(value: Any) -> bool:

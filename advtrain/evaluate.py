@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from .attacks.losses import cross_entropy
 from .autoattack import VERSIONS, judge_split
 from .checks import check_model, check_threat
 from .data import Split, as_split
-from .errors import ModelError, at_least, bad, check_kind, is_real, one_of
+from .errors import ModelError, at_least, bad, check_flag, check_kind, is_real, one_of
 from .modes import attacking, evaluating, place
 from .progress import progress_bar
 from .report import Report, Row, count
@@ -46,8 +47,13 @@ class Protocol:
             at_least(name, getattr(self, name), 1)
         for name in ("rel_step", "step_size"):
             value = getattr(self, name)
-            if not (is_real(value) and value > 0) and (name, value) != ("step_size", None):
-                bad(name, value, "above 0")
+            if not (is_real(value) and 0 < value < math.inf) and (name, value) != ("step_size", None):
+                bad(
+                    name,
+                    value,
+                    "above 0 and finite",
+                    "in units of ε" if name == "rel_step" else "in pixels: 2/255, say",
+                )
 
     def size(self, threat: Threat) -> float:
         """The step size in pixel units."""
@@ -110,7 +116,7 @@ def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
         with attacking(model, "eval"):
             x = part.images(dtype=dtype)
             grad, _ = input_gradient(model, x, lambda logits: cross_entropy(logits, part.y))
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ModelError):
         raise
     except RuntimeError as error:
         raise ModelError(
@@ -188,6 +194,8 @@ def evaluate(
         protocol = PROTOCOLS[protocol]
     if autoattack is not None:
         one_of("autoattack", autoattack, VERSIONS)
+    seed = at_least("seed", seed, 0)
+    check_flag("progress", progress, none="a bar where somebody watches")
     split = as_split(data)
     check_subject(model, split, threat, batch_size)
 

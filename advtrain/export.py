@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_model
+from .checks import check_model, check_threat
 from .dataset import Dataset
 from .defense import Defense
-from .errors import ModelError, bad, check_kind
+from .errors import ModelError, bad, check_flag, check_kind, check_path
 from .files import atomic, check_free_of, check_writable, write_json
 from .models import Normalize
 from .modes import place
 from .provenance import version
-from .recipe import check_network
+from .recipe import check_defense, check_network
 from .report import NORMS
 from .rng import Rng
 from .runs import save_weights, spec_of
@@ -74,12 +74,19 @@ def export(
         FileError: the folder cannot be written, or holds an earlier export.
     """
     check_network(model, "export(model, path)")
+    check_path("path", path, "folder")
+    check_flag("overwrite", overwrite)
+    if threat is not None:
+        check_threat(threat)
+    if defense is not None:
+        check_defense("defense", defense, "export(model, path)")
     if data is not None:
         check_kind("data", data, Dataset, "at.load_data(name), or at.as_dataset((x, y)), makes one")
+    place(model)  # refuses one of the meta device
     network = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().eval()
-    shape = tuple(data.shape if data is not None else shape or (spec_of(network) or {}).get("shape") or ())
-    if len(shape) != 3:
-        bad("shape", shape or None, "(C, H, W)", "the model does not tell it: give data, or shape=(3, 32, 32)")
+    shape = data.shape if data is not None else shape or (spec_of(network) or {}).get("shape")
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        bad("shape", shape, "(C, H, W)", "the model does not tell it: give data, or shape=(3, 32, 32)")
     images = Rng(0, "export").uniform(torch.empty(3, *shape, dtype=place(network)[1]), 0, 1)
     classes = check_model(network, images, probabilities=True)
     program = _program(network, images)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import AdvtrainError, ArgumentError, FileError, ModelError, bad
+from .errors import AdvtrainError, ArgumentError, FileError, ModelError, bad, kind_of
 from .models import MODELS
 
 FORMS = "'package.module:factory' or 'file.py:factory'"
@@ -40,7 +40,8 @@ def make(model: Any, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]
         ArgumentError: there is no such module or factory, or it takes other options.
         ModelError: the factory fails, or returns no network.
     """
-    name, code, folder = f"model={title(model)!r}", {}, None
+    known = isinstance(model, (str, nn.Module)) or callable(model)
+    name, code, folder = f"model={(title(model) if known else kind_of(model))!r}", {}, None
     if isinstance(model, str):
         place, _, attribute = model.rpartition(":")
         if model.endswith(".py"):

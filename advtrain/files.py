@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import FileError
+from .errors import FileError, check_path
 
 
 @contextlib.contextmanager
@@ -113,32 +113,44 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist") from error
-    except (OSError, ValueError, RecursionError) as error:  # of which UnicodeError and JSONDecodeError are ValueErrors
-        raise FileError(f"{path} cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # of which UnicodeError and JSONDecodeError are ValueErrors
+        raise FileError(f"{path} cannot be read as JSON: {error}; it is damaged, or another kind of file") from error
 
 
 def check_writable(folder: str | os.PathLike[str], *, holding: str, overwrite: bool) -> None:
     """Refuse, before hours of work, a folder that could not be written to or that holds earlier results.
 
+    A folder that is missing is not made yet: whoever writes into it first does that.
+
     Args:
-        folder: where results shall go; made if missing.
+        folder: where results shall go.
         holding: the name of the file by which earlier results are known.
         overwrite: earlier results may be replaced. They stay until the new ones are written.
 
     Raises:
         FileError: it cannot be written to, or it holds earlier results.
     """
+    check_path("out", folder, "folder")
     folder = Path(folder)
     if (folder / holding).exists() and not overwrite:
         raise FileError(
             f"{folder} already holds a {holding} of an earlier run or export; choose another folder, or pass "
             "overwrite=True (--overwrite)"
         )
+    if holding and (folder / holding).is_dir():
+        raise FileError(f"cannot write {folder / holding}: it is a folder; choose another name")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if not there.is_dir():
+            what = "it" if there == folder else there
+            raise FileError(f"cannot write to {folder}: {what} is no folder; choose another one")
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
+        if isinstance(error, FileError):
+            raise
         raise FileError(
             f"cannot write to {folder}: {error.strerror or error}; choose a folder you may write to"
         ) from error

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from .checkpoints import fit_weights, read_weights
 from .checks import check_model
 from .data import Dataset
-from .errors import AdvtrainWarning, ModelError, at_least, bad, check_kind, is_real
+from .errors import AdvtrainWarning, ModelError, at_least, bad, check_kind, is_real, kind_of
 from .factories import make, title, without_folder
 from .models import MODELS, Normalize, build_model
-from .modes import into_evaluation, place
+from .modes import into_evaluation, place, unchanged_on_error
 from .recipe import find_device, own_global_randomness
 from .rng import GLOBAL_STATE
 
@@ -87,6 +87,10 @@ def open_model(
 ) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
     """`load_model`, and where the model comes from: JSON-able values that hold no folder of this machine."""
     check_kind("options", {} if options is None else options, Mapping, "such as options={'num_classes': 10}")
+    if strange := [key for key in options or () if not isinstance(key, str)]:
+        bad("options", strange[0], "the name of an argument", "such as options={'num_classes': 10}")
+    if not isinstance(pick, (str, int, type(None))) or isinstance(pick, bool):
+        bad("pick", kind_of(pick), "a name, or a position", "such as 'logits', or 0 of a tuple")
     options, seed = dict(options or {}), at_least("seed", seed, 0)
     numbers, place_ = _numbers(mean, std), find_device(device)
     layer = None if numbers is None else Normalize(**numbers)
@@ -95,35 +99,40 @@ def open_model(
     if data is not None:
         check_kind("data", data, Dataset, "at.load_data(name), or at.as_dataset((x, y)), makes one")
     origin: dict[str, Any] = {"model": title(model), "options": {key: _plain(value) for key, value in options.items()}}
+    doubts: list[str] = []
     with GLOBAL_STATE, own_global_randomness(seed, place_):
         if isinstance(model, str) and model in MODELS:
             network = _builtin(model, options, data, layer, seed)
-            if weights is None:
-                warnings.warn(f"model={model!r} has no weights: it is untrained", AdvtrainWarning, stacklevel=3)
+            doubts += [f"model={model!r} has no weights: it is untrained"] * (weights is None)
         else:
             network, code = make(model, options)
             origin |= code
-    name = f"model={origin['model']!r}"
-    _check_tensors(network, name, "meta")
-    origin["weights"] = None
-    if weights is not None:
-        state, origin["weights"] = read_weights(weights, weights_key)
-        fit_weights(network, state, f"weights={origin['weights']['file']!r}")
-    _check_tensors(network, name, "lazy")
-    halves = {p.dtype for p in network.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
-    if halves:
-        kinds = ", ".join(sorted(map(str, halves)))
-        warnings.warn(f"{name} has weights of {kinds}: they are widened to float32", AdvtrainWarning, stacklevel=3)
-        network = network.float()
-    guessed = pick is None and getattr(network, "main_input_name", None) == "pixel_values"  # as transformers have it
-    pick = "logits" if guessed else pick
-    if layer is not None or pick is not None:
-        network = Adapted(network, layer, pick, guessed)
-        origin |= {**(numbers or {}), "pick": pick}
-    network = network.to(place_)
-    into_evaluation(network)
-    if data is not None:
-        _try_on(network, data, name)
+    name, given = f"model={origin['model']!r}", model if isinstance(model, nn.Module) else nn.Module()
+    with unchanged_on_error(given):
+        _check_tensors(network, name, "meta")
+        origin["weights"] = None
+        if weights is not None:
+            state, origin["weights"] = read_weights(weights, weights_key)
+            fit_weights(network, state, f"weights={origin['weights']['file']!r}")
+        _check_tensors(network, name, "lazy")
+        halves = {p.dtype for p in network.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
+        if halves:
+            kinds = ", ".join(sorted(map(str, halves)))
+            doubts.append(f"{name} has weights of {kinds}: they are widened to float32")
+            network = network.float()
+        guessed = (
+            pick is None and getattr(network, "main_input_name", None) == "pixel_values"
+        )  # as transformers have it
+        pick = "logits" if guessed else pick
+        if layer is not None or pick is not None:
+            network = Adapted(network, layer, pick, guessed)
+            origin |= {**(numbers or {}), "pick": pick}
+        network = network.to(place_)
+        into_evaluation(network)
+        if data is not None:
+            _try_on(network, data, name)
+    for doubt in doubts:
+        warnings.warn(doubt, AdvtrainWarning, stacklevel=3)
     return network, origin
 
 
@@ -190,6 +199,8 @@ def _numbers(mean: Any, std: Any) -> dict[str, list[float]] | None:
         for number in numbers[name]:
             if not 0 <= number <= 1:
                 bad(name, value, "in [0, 1]", "pixels are in [0, 1] here: divide by 255")
+        if not numbers[name]:
+            bad(name, value, "a number, or one for each channel", "such as (0.49, 0.48, 0.45)")
     length = max(map(len, numbers.values()))
     return {name: value * length if len(value) == 1 else value for name, value in numbers.items()}
 

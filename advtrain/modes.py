@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import ModelError, one_of
+from .errors import ModelError, check_kind, one_of
 
 BN_MODES = ("eval", "train", "batch")
 
@@ -39,6 +39,7 @@ def attacking(model: nn.Module, bn: str = "eval", *, freeze: bool = True) -> Ite
     On leaving, also by an exception, each module and each parameter has its own flags back. A blanket `model.train()`
     would un-freeze layers that the caller froze on purpose.
     """
+    check_kind("model", model, nn.Module, "at.build_model(name, data) makes one")
     one_of("bn", bn, BN_MODES)
     training = _flags(model) if bn == "eval" else []
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad] if freeze else []
@@ -129,10 +130,15 @@ def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """The device of a model's parameters, and the dtype its images should have: float64 for a float64 model.
 
     Of a model without parameters those of its buffers count.
+
+    Raises:
+        ModelError: the model is on the meta device.
     """
     parameter = next(itertools.chain(model.parameters(), model.buffers()), None)
     if parameter is None:
         return torch.device("cpu"), torch.float32
+    if parameter.is_meta:
+        raise ModelError("the model is on the meta device, which holds no numbers: load its weights on another one")
     return parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
@@ -163,6 +169,28 @@ def keeping_modes(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, flag in training:
             module.training = flag
+
+
+@contextlib.contextmanager
+def unchanged_on_error(model: nn.Module) -> Iterator[nn.Module]:
+    """`model`, which after an error has its numbers, types, device and modes back.
+
+    Holds a copy of all numbers meanwhile.
+    """
+    training, buffers = _flags(model), [(module, dict(module._buffers)) for module in model.modules()]
+    tensors = [each for each in itertools.chain(model.parameters(), model.buffers()) if not nn.parameter.is_lazy(each)]
+    kept = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield model
+    except BaseException:
+        for module, own in buffers:
+            module._buffers.update(own)
+        for tensor, data, values in kept:
+            tensor.data = data
+            data.copy_(values)
+        for module, flag in training:
+            module.training = flag
+        raise
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .errors import ArgumentError
+from .errors import ArgumentError, one_of
 from .modes import BN_MODES
 from .presets import PRESETS, Preset
 from .recipe import ON_OVERFIT, OPTIMIZERS
@@ -40,6 +40,41 @@ PROGRESS = click.option(
     default=None,
     help="Show a bar, or in a log file a line every ten seconds; by default only in a terminal.",
 )
+
+
+class Commands(click.Group):
+    """A group whose error about an unknown command says which there are, and which was probably meant."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            try:
+                one_of("command", name, self.list_commands(ctx))
+            except ArgumentError as error:
+                raise click.UsageError(str(error), ctx) from error
+        return super().resolve_command(ctx, args)
+
+
+def one_line(error: click.ClickException) -> str:
+    """What click says of a wrong command line in one line, and where to read more.
+
+    Args:
+        error: as click raised it.
+    """
+    said = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{said} ({context.command_path} --help says more)" if context is not None else said
+
+
+class Choice(click.Choice):
+    """One of several words; its error also says which was probably meant."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            one_of("", value, self.choices)
+        except ArgumentError as error:
+            self.fail(str(error)[1:], param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Radius(click.ParamType):
@@ -133,7 +168,7 @@ def preset_options(defense: str) -> list[click.Option]:
                     other.required, other.show_default = False, True
 
     text = "A published recipe: its constants are used wherever an option is not given."
-    kind = click.Choice(list(recipes))
+    kind = Choice(list(recipes))
     return [click.Option(["--preset"], type=kind, is_eager=True, expose_value=False, callback=use, help=text)] * bool(
         recipes
     )
@@ -219,7 +254,7 @@ def make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
     if kind is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}"], **settings)
     if name in CHOICES:
-        kind = click.Choice(list(CHOICES[name]))
+        kind = Choice(list(CHOICES[name]))
     elif name in ("eps", "step_size"):
         kind = Radius()
     elif {int, float} <= set(kinds):

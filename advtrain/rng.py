@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import numbers
 import operator
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .errors import bad
+from .errors import at_least, bad, kind_of
 
 GLOBAL_STATE = threading.RLock()
 """Held by whoever sets the state of torch's global generator, so that threads do not take each other's numbers."""
@@ -76,7 +77,10 @@ class Rng:
     """
 
     def __init__(self, *key: int | str):
-        self.key = tuple(part if isinstance(part, str) else operator.index(part) for part in key)
+        try:
+            self.key = tuple(part if isinstance(part, str) else operator.index(part) for part in key)
+        except TypeError:
+            bad("key", key, "made of integers and strings", "such as at.Rng(0, 'init')")
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __repr__(self) -> str:
@@ -127,11 +131,11 @@ def as_rng(rng: Rng | int | None) -> Rng:
     Raises:
         ArgumentError: something else, such as a torch.Generator.
     """
-    if rng is None or (isinstance(rng, int) and not isinstance(rng, bool)):
-        return Rng(rng or 0)
-    if not isinstance(rng, Rng):
-        bad("rng", type(rng).__name__, "an Rng or a seed", "write rng=0, or at.Rng(0, 'name')")
-    return rng
+    if rng is None or isinstance(rng, Rng):
+        return rng or Rng(0)
+    if not isinstance(rng, numbers.Integral) or isinstance(rng, bool):
+        bad("rng", kind_of(rng), "an Rng or a seed", "write rng=0, or at.Rng(0, 'name')")
+    return Rng(at_least("rng", rng, 0))
 
 
 class Recorded(Rng):

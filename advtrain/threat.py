@@ -50,14 +50,15 @@ class Threat:
         for name in ("eps", "low", "high"):
             value = getattr(self, name)
             if not is_real(value) or not math.isfinite(value):
-                hint = "write it without quotes" if isinstance(value, str) else f"a plain number: {name}=float({name})"
-                bad(name, value, "a finite number", hint)
+                bad(
+                    name, value, "a finite number", f"such as {name}=8/255" if name == "eps" else "pixels are in [0, 1]"
+                )
             object.__setattr__(self, name, float(value))
         if not 0 <= self.low < self.high <= 1:
             bad("(low, high)", (self.low, self.high), "a box inside [0, 1]", "pixels are in [0, 1] in this package")
         if self.norm == "linf" and not 0 < self.eps <= self.high - self.low:
             hint = f"pixels are in [{self.low:g}, {self.high:g}]"
-            hint += f", did you mean {self.eps:g}/255?" if 1 < self.eps <= 255 else ""
+            hint += f", did you mean {self.eps:g}/255?" if 1 < self.eps <= 255 else ", such as 8/255" * (self.eps <= 0)
             bad("eps", self.eps if self.eps % 1 else int(self.eps), f"in (0, {self.high - self.low:g}]", hint)
         if self.eps <= 0:
             bad("eps", self.eps, "above 0", "a radius is positive; 128/255 is usual for ℓ2 on CIFAR-10")

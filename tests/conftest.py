@@ -112,3 +112,15 @@ def mirror(tmp_path):
         yield folder, f"http://127.0.0.1:{server.server_port}/", seen
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The current folder: there are a file and a folder in it, and no data sets are at hand."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "a-file").write_text("text")
+    (folder / "taken.npy.partial").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ADVTRAIN_DATA", "data")
+        yield folder

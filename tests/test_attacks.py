@@ -244,7 +244,11 @@ def test_dlr_ignores_shift_and_scale_of_the_logits(scale, shift):
         ({"keep": "best"}, at.errors.ArgumentError, "keep='best'"),
         ({"loss": "mse"}, at.errors.ArgumentError, "loss='mse' is not one of ce, cw, dlr"),
         ({"step_size": "1"}, at.errors.ArgumentError, "step_size='1'"),
-        ({"rng": torch.Generator()}, at.errors.ArgumentError, "rng='Generator' is not an Rng or a seed"),
+        (
+            {"rng": torch.Generator()},
+            at.errors.ArgumentError,
+            "rng=an object of type Generator is not an Rng or a seed",
+        ),
         ({"loss": nn.functional.cross_entropy}, at.errors.ArgumentError, "one value per image"),
         ({"early_stop": True, "keep": "last"}, at.errors.ArgumentError, "early_stop"),
         ({"target": torch.tensor([0, 9])}, at.errors.DataError, "target"),

@@ -300,8 +300,8 @@ def test_every_defense_has_a_budget(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: at.cost("fgsm", linear(), images()), "defense='str' is not a Defense: make one with its threat"),
-        (lambda: at.cost(at.defenses.FGSM(THREAT), "m", images()), "model='str' is not a Module"),
+        (lambda: at.cost("fgsm", linear(), images()), "defense='fgsm' is not a Defense: make one with its threat"),
+        (lambda: at.cost(at.defenses.FGSM(THREAT), "m", images()), "model='m' is not a Module"),
         (lambda: at.cost(at.defenses.FGSM(THREAT), linear(), images(), batch_size=0), "batch_size=0"),
         (lambda: at.cost(at.defenses.FGSM(THREAT), linear(classes=2), images()), "2 logits and the data have 4"),
         (
@@ -313,24 +313,27 @@ def test_every_defense_has_a_budget(name):
         (lambda: at.Speed(update=0, forward=1), "update=0 is not a positive number"),
         (lambda: at.budget([], linear(), pairs()), r"defenses=\[\] is not at least one Defense"),
         (lambda: at.budget(["fgsm"], linear(), pairs()), "is not a Defense: make one with its threat"),
-        (lambda: at.budget("pgd", linear(), pairs()), r"defenses='str' is not a Defense.* at.defenses.PGD\(threat\)"),
-        (lambda: at.budget(["fgsm", "pgd"], linear(), pairs()), r"defenses\[0\]='str' is not a Defense"),
-        (lambda: at.budget(at.defenses.PGD, linear(), pairs()), "defenses='the class PGD' is not a Defense"),
-        (lambda: at.budget(None, linear(), pairs()), "defenses='NoneType' is not a Defense"),
+        (lambda: at.budget("pgd", linear(), pairs()), r"defenses='pgd' is not a Defense.* at.defenses.PGD\(threat\)"),
+        (lambda: at.budget(["fgsm", "pgd"], linear(), pairs()), r"defenses\[0\]='fgsm' is not a Defense"),
+        (lambda: at.budget(at.defenses.PGD, linear(), pairs()), "defenses=the class PGD is not a Defense"),
+        (lambda: at.budget(None, linear(), pairs()), "defenses=None is not a Defense"),
         (
             lambda: at.budget(linear(), at.defenses.PGD(THREAT), pairs()),
             r"the order is budget\(defenses, model",
         ),
-        (lambda: at.budget(at.defenses.PGD(THREAT), None, pairs()), "model='NoneType' is not a Module: the order is"),
-        (lambda: at.budget(at.defenses.PGD(THREAT), "resnet", pairs()), "model='str' is not a Module: at.build_model"),
+        (lambda: at.budget(at.defenses.PGD(THREAT), None, pairs()), "model=None is not a Module: the order is"),
+        (
+            lambda: at.budget(at.defenses.PGD(THREAT), "resnet", pairs()),
+            "model='resnet' is not a Module: at.build_model",
+        ),
         (
             lambda: at.budget({2: at.defenses.PGD(THREAT)}, linear(), pairs()),
             r"defenses=\[2\] is not a dict with",
         ),
-        (lambda: at.budget({"a": "pgd"}, linear(), pairs()), r"defenses\['a'\]='str' is not a Defense"),
+        (lambda: at.budget({"a": "pgd"}, linear(), pairs()), r"defenses\['a'\]='pgd' is not a Defense"),
         (lambda: at.cost(linear(), at.defenses.PGD(THREAT), images()), r"the order is cost\(defense, model, data\)"),
         (lambda: at.budget(at.defenses.FGSM(THREAT), linear(), pairs(), epochs=0), "epochs=0"),
-        (lambda: at.budget(at.defenses.FGSM(THREAT), linear(), pairs(), speed=3), "speed='int' is not a Speed"),
+        (lambda: at.budget(at.defenses.FGSM(THREAT), linear(), pairs(), speed=3), "speed=3 is not a Speed"),
         (
             lambda: at.budget([at.defenses.PGD(THREAT), at.defenses.PGD(THREAT, steps=2)], linear(), pairs()),
             "of different names: give each its own",

@@ -32,7 +32,7 @@ def test_plain_images_pass(dtype):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ([[0.5]], "batch='list' is not a torch.Tensor"),
+        ([[0.5]], "batch=an object of type list is not a torch.Tensor"),
         (torch.rand(3, 8, 8), r"batch.shape=\(3, 8, 8\) is not \(B, C, H, W\): .*batch\[None\]"),
         (torch.rand(4, 64), "not vectors"),
         (torch.rand(0, 1, 8, 8), "at least one image"),
@@ -60,7 +60,7 @@ def test_labels_of_any_integer_type_pass():
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        ([0, 1], "target='list' is not a torch.Tensor"),
+        ([0, 1], "target=an object of type list is not a torch.Tensor"),
         (torch.zeros(3, 10), r"one-hot\? target.argmax\(1\)"),
         (torch.zeros(3, 1).long(), "flatten"),
         (torch.zeros(3), r"target.dtype=torch.float32 is not an integer type: .*target.long\(\)"),

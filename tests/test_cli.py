@@ -177,7 +177,7 @@ def test_data_list_says_what_is_at_hand_and_how_to_get_the_rest(tmp_path):
         ),
         (["train", "fast-at"], "Missing option '--eps'"),
         (["train", "fast-at", "--eps", "eight"], "write 0.3 or 8/255"),
-        (["train", "fastat", "--eps", "0.3"], "No such command 'fastat'"),
+        (["train", "fastat", "--eps", "0.3"], "did you mean 'fast-at'?"),
         (["train", "pgd", "--eps", "0.3", "--steps", "0"], "steps=0 is not an integer of at least 1"),
         (["train", "fgsm", "--eps", "0.3", "--lr", "-1"], "lr=-1.0 is not above 0"),
         (["train", "fgsm", "--eps", "0.3", "--lr", "none"], "'none' is not a valid float"),

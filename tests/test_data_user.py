@@ -94,7 +94,9 @@ def test_rows_whose_columns_could_be_anything_are_refused(keys):
 
 
 def test_of_several_parts_one_must_be_named():
-    with pytest.raises(DataError, match=r"data='dict' is not a Dataset, .*: one of its parts is: data\['train'\]"):
+    with pytest.raises(
+        DataError, match=r"data=an object of type dict is not a Dataset, .*: one of its parts is: data\['train'\]"
+    ):
         as_dataset({"train": Rows(), "test": Rows()})
 
 
@@ -126,9 +128,9 @@ def test_a_data_loader_is_kept_and_looked_at_without_touching_global_randomness(
     ("obj", "message"),
     [
         ("digits", r"data='digits' is not a data set: load it first: at.load_data\('digits'\)"),
-        (3, "data='int' is not a Dataset, Split, pair"),
+        (3, "data=3 is not a Dataset, Split, pair"),
         ((np.zeros((4, 3, 3, 3), np.uint8), np.zeros(4, int)), "beyond doubt"),
-        ({"x": 1}, "data='dict' is not"),
+        ({"x": 1}, "data=an object of type dict is not"),
         ((np.zeros((4, 3, 8, 8), np.int64), np.zeros(4, int)), r"x.astype\(np.uint8\) if they are 0..255"),
         ((torch.full((4, 1, 8, 8), 9.0), torch.zeros(4).long()), "divide by 255: x / 255"),
         ((torch.rand(4, 1, 8, 8), torch.tensor([0, -1, 1, 0])), "data y='-1 to 1' is not at least 0: labels"),

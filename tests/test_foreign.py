@@ -197,7 +197,7 @@ def test_what_is_no_file_of_weights_is_told(tmp_path, content, message):
 
 
 def test_missing_files_folders_and_addresses_are_told(tmp_path):
-    for path, message in ((tmp_path / "no.pt", "does not exist$"), (tmp_path, "cannot be read"),
+    for path, message in ((tmp_path / "no.pt", "does not exist: is it elsewhere"), (tmp_path, "cannot be read"),
                           ("https://example.org/w.pt", "download it first")):  # fmt: skip
         with pytest.raises(FileError, match=message):
             at.load_model(net, path)
@@ -304,15 +304,15 @@ def test_a_factory_that_cannot_be_used_says_why(factory, tmp_path, name, kind, m
         ({"model": 3}, "neither a factory nor a network but of type int"),
         ({"model": net(), "options": {"width": 3}}, "used by a network that is made already"),
         ({"options": {"wdith": 3}}, "unexpected keyword argument 'wdith'"),
-        ({"options": [3]}, "options='list' is not a Mapping"),
-        ({"weights": 3}, "weights='int' is not the name of a file"),
+        ({"options": [3]}, "options=an object of type list is not a Mapping"),
+        ({"weights": 3}, "weights=3 is not the name of a file"),
         ({"mean": 0.5}, "std=None is not given, and mean is: give both"),
         ({"mean": 123.7, "std": 58.4}, r"mean=123.7 is not in \[0, 1\]: pixels are in \[0, 1\] here: divide by 255"),
         ({"mean": float("nan"), "std": 1}, "mean=nan is not in"),
         ({"mean": 0.5, "std": 0}, "is not positive"),
         ({"mean": (0.5, 0.5), "std": (0.1,) * 3}, "is not as long as mean"),
         ({"mean": "half", "std": 1}, "mean='half' is not a number"),
-        ({"data": "digits"}, "data='str' is not a Dataset: at.load_data"),
+        ({"data": "digits"}, "data='digits' is not a Dataset: at.load_data"),
         ({"device": "warp"}, "device='warp' is not available here"),
         ({"seed": -1}, "seed=-1 is not an integer of at least 0"),
     ],

@@ -176,7 +176,7 @@ def test_a_change_is_taken_and_a_wrong_name_lists_the_defense_s_own():
     assert recipe.make(implicit=False).implicit is False
     with pytest.raises(at.errors.ArgumentError, match="sat-r1/mnist-lenet.*did you mean"):
         at.preset("sat-r1/mnist-lenet-eps0.3")
-    with pytest.raises(at.errors.ArgumentError, match=r"preset='fastbat' is not one of fast-at/"):
+    with pytest.raises(at.errors.ArgumentError, match=r"preset='fastbat' is not one of .* names, such as fast-bat/"):
         at.preset("fastbat")
 
 

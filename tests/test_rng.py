@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import advtrain as at
+from advtrain.errors import ArgumentError
 from advtrain.rng import Recorded, as_rng
 
 KEYS = st.lists(st.one_of(st.integers(0, 10**9), st.text(max_size=5)), min_size=1, max_size=4)
@@ -34,9 +35,9 @@ def test_successive_draws_of_one_stream_differ():
 
 def test_numpy_integers_are_integers_and_floats_are_not():
     assert at.Rng(np.int64(3)).key == (3,)
-    with pytest.raises(TypeError):
+    with pytest.raises(ArgumentError, match="integers and strings"):
         at.Rng(1.5)
-    assert as_rng(3).key == (3,) and as_rng(None).key == (0,)
+    assert as_rng(3).key == (3,) == as_rng(np.int64(3)).key and as_rng(None).key == (0,)
 
 
 def test_recorded_draws_are_served_by_name():

@@ -369,7 +369,7 @@ def test_impossible_settings_are_refused_by_name(options, message):
     ("call", "message"),
     [
         (lambda x: synthesize(RvS(THREAT), x), "source='a defense without a generator'"),
-        (lambda x: synthesize("rvs", x, THREAT), "source='str' is not a Generator"),
+        (lambda x: synthesize("rvs", x, THREAT), "source='rvs' is not a Generator"),
         (lambda x: synthesize(Generator((1, 8, 8)), x), "threat=None is not a Threat"),
         (lambda x: synthesize(Generator((1, 8, 8)), x, at.Threat("l2", 1.0)), "threat.norm='l2' is not linf"),
         (lambda x: synthesize(Generator((1, 8, 8)), (255 * x).byte(), THREAT), "x.dtype=torch.uint8"),
@@ -380,7 +380,7 @@ def test_impossible_settings_are_refused_by_name(options, message):
         (lambda x: Generator((1, 8, 8), 4)(x[:, 0, 0]), r"z.shape=\(6, 8\) is not \(B, 4\)"),
         (lambda x: pairwise_cosine(x[:1]), r"delta.shape=\(1, 1, 8, 8\)"),
         (lambda x: pairwise_cosine(x.long()), "delta=torch.int64"),
-        (lambda x: transfer(x, torch.zeros(6).long(), network()), "models='SmallCNN' is not a Mapping"),
+        (lambda x: transfer(x, torch.zeros(6).long(), network()), "models=an object of type SmallCNN is not a Mapping"),
         (lambda x: transfer(x, torch.zeros(5).long(), {"a": network()}), r"len\(y\)=5"),
         (lambda x: smooth_labels(torch.tensor([0]), 1, 0.5), "num_classes=1"),
     ],

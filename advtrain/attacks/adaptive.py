@@ -77,10 +77,11 @@ def r_fgsm_pgd(
         DataError, ModelError: inputs that would make the result meaningless.
     """
     check_steps(steps, step_size, threat)
-    alphas = [threat.eps / 30, threat.eps / 4, threat.eps / 2] if alphas is None else list(alphas)
-    if not alphas or not all(is_real(alpha) and 0 < alpha < threat.eps for alpha in alphas):
+    alphas = (threat.eps / 30, threat.eps / 4, threat.eps / 2) if alphas is None else alphas
+    several = isinstance(alphas, Sequence) and len(alphas) > 0
+    if not several or not all(is_real(alpha) and 0 < alpha < threat.eps for alpha in alphas):
         bad("alphas", alphas, f"lengths in (0, eps={threat.eps:g})", "such as (eps / 4, eps / 2)")
-    if isinstance(losses, str) or not losses:
+    if isinstance(losses, str) or not isinstance(losses, Sequence) or not losses:
         bad("losses", losses, "a sequence of losses", 'write losses=("ce", "cw")')
     ascents = [objective(loss, targeted=False) for loss in losses]
     x, y, rng = begin(model, x, y, threat, restarts, rng, check)
@@ -145,7 +146,7 @@ def adaptive(
         ArgumentError: a defense without adaptive attacks, or options out of range.
         DataError, ModelError: inputs that would make the result meaningless.
     """
-    name = getattr(defense, "name", defense)
+    name: Any = defense if isinstance(defense, type) else getattr(defense, "name", defense)
     one_of("defense", name, ADAPTIVE)
     x, y, rng = begin(model, x, y, threat, restarts, rng, check)
     attacks, own = list(ADAPTIVE[name].items()), _own_options(defense, threat)

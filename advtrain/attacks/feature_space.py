@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_images
-from ..errors import DataError, at_least, bad, is_real
+from ..errors import DataError, at_least, bad, check_flag, is_real
 from ..features import logits_and_features
 from ..modes import attacking
 from ..rng import Rng
@@ -71,6 +71,7 @@ def feature_attack(
         DataError, ModelError: inputs that would make the result meaningless, or no layer whose input is one feature
             vector for each image.
     """
+    check_flag("guided", guided)
     if guides is not None and not guided:
         bad("guides", "given", "of use without guided=True", "say guided=True, or leave out the guides")
     first, last = _split(steps, margin_steps)
@@ -150,6 +151,7 @@ def transport_attack(
         DataError, ModelError: inputs that would make the result meaningless, or no layer whose input is one feature
             vector for each image.
     """
+    check_flag("debiased", debiased)
     group, sinkhorn_iterations = at_least("group", group, 1), at_least("sinkhorn_iterations", sinkhorn_iterations, 1)
     if not (is_real(sinkhorn_eps) and 0 < sinkhorn_eps < float("inf")):
         bad("sinkhorn_eps", sinkhorn_eps, "a number above 0", "0.01 is the authors' entropy")

@@ -11,9 +11,14 @@ from torch import Tensor, nn
 from ..batchnorm import TwiceDifferentiable
 from ..checks import check_images, check_labels, check_model, check_threat
 from ..dataset import Split
-from ..errors import DataError, at_least, bad, is_real
+from ..errors import DataError, ModelError, at_least, bad, is_real
 from ..survey import extremes
 from ..threat import Threat
+
+NO_GRADIENT = (
+    "the model has no gradient with respect to its images, which attacks need: look in its forward for no_grad, "
+    "detach, numpy, rounding, or images changed in place"
+)
 
 
 def input_gradient(
@@ -32,11 +37,16 @@ def input_gradient(
 
     Returns:
         gradient (B, C, H, W), detached unless `differentiable`, and logits (B, K), detached.
+
+    Raises:
+        ModelError: the loss has no gradient.
     """
     x = x.detach().requires_grad_()
     with TwiceDifferentiable() if differentiable else contextlib.nullcontext():
         logits = model(x)
     value = loss(logits.to(x.dtype)).sum()  # under autocast the loss is float32 again
+    if not value.requires_grad:
+        raise ModelError(NO_GRADIENT)
     (gradient,) = torch.autograd.grad(value, x, create_graph=differentiable)
     return gradient, logits.detach()
 
@@ -78,6 +88,7 @@ def check_box(x: Tensor | Split, threat: Threat) -> None:
 
 def check_steps(steps: int, step_size: float | None, threat: Threat) -> None:
     """Refuse step counts below one and step sizes that are not positive."""
+    check_threat(threat)
     at_least("steps", steps, 1)
     if step_size is not None and not (is_real(step_size) and 0 < step_size < float("inf")):
         bad("step_size", step_size, "above 0", f"it is in pixel units; ε/4 is {threat.eps / 4:g} here")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import bad, one_of
+from ..errors import bad, kind_of, one_of
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -111,6 +111,8 @@ def objective(loss: str | Callable[[Tensor, Tensor], Tensor], targeted: bool) ->
         loss: a name in `LOSSES`, or a function of (logits, labels) that returns one value per image.
         targeted: ascend towards the target: minus the loss at the target; for `"dlr"` the targeted DLR loss.
     """
+    if isinstance(loss, type):
+        bad("loss", loss, "made yet", f"it is a class: write {loss.__name__}(reduction='none')")
     if not callable(loss):
         one_of("loss", loss, LOSSES)
     if targeted and loss == "dlr":
@@ -119,9 +121,9 @@ def objective(loss: str | Callable[[Tensor, Tensor], Tensor], targeted: bool) ->
 
     def ascend(logits: Tensor, y: Tensor, target: Any) -> Tensor:
         value = function(logits, target if targeted else y)
-        if value.shape != y.shape:
-            shapes = f"shape {tuple(value.shape)}", f"one value per image, {tuple(y.shape)}"
-            bad("loss", *shapes, "leave out its mean or sum: reduction='none'")
+        if not isinstance(value, Tensor) or value.shape != y.shape:
+            came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
+            bad("loss", came, f"one value per image, {tuple(y.shape)}", "leave out its mean or sum: reduction='none'")
         return -value if targeted else value
 
     return ascend

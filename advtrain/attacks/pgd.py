@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import at_least, bad, one_of
+from ..errors import at_least, bad, check_flag, one_of
 from ..modes import attacking
 from ..rng import Rng, as_rng
 from ..threat import Threat
@@ -74,6 +74,8 @@ def pgd(
     check_steps(steps, step_size, threat)
     one_of("keep", keep, ("any", "last"))
     at_least("restarts", restarts, 1)
+    check_flag("random_start", random_start)
+    check_flag("early_stop", early_stop, none="stopping where nothing changes by it")
     if restarts > 1 and not random_start:
         bad("restarts", restarts, "1 without a random start", "every restart would be the same; set random_start=True")
     if early_stop and (keep, bn) != ("any", "eval"):

@@ -179,8 +179,8 @@ def mi_fgsm(
         DataError, ModelError: inputs that would make the result meaningless.
     """
     check_steps(steps, step_size, threat)
-    if not 0 <= decay < float("inf"):
-        bad("decay", decay, "at least 0")
+    if not (is_real(decay) and 0 <= decay < float("inf")):
+        bad("decay", decay, "at least 0 and finite", "1 is the paper's μ")
     if check:
         check_attack(model, x, y, threat)
     step_size = threat.eps / steps if step_size is None else step_size

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +15,15 @@ from ..attacks.gradient import check_box
 from ..attacks.pursuit import Passes
 from ..checks import are_probabilities, check_labels, check_model, check_threat
 from ..data import Split, as_split
-from ..errors import at_least, bad
+from ..errors import at_least, check_flag, check_path
+from ..files import check_writable
 from ..modes import attacking, place
 from ..progress import progress_bar
 from ..recipe import check_network, own_global_randomness, steady_memory
 from ..rng import Rng
 from ..threat import Threat
 from .doubts import examine, say
-from .examples import Examples
+from .examples import Examples, check_examples
 from .judge import Judge
 from .memory import rows_that_fit
 from .plan import VERSIONS, Stage, stages
@@ -115,10 +119,12 @@ def judge_split(
     check_threat(threat)
     check_network(model, "autoattack(model, x, y, threat)")
     seed = at_least("seed", seed, 0)
-    if not isinstance(bf16, bool):
-        bad("bf16", bf16, "True or False")
-    if not isinstance(state, (str, os.PathLike, type(None))):
-        bad("state", state, "a path or None")
+    check_flag("bf16", bf16)
+    check_flag("progress", progress, none="a bar where somebody watches")
+    if state is not None:
+        check_path("state", state)
+        check_writable(Path(state).parent, holding=Path(state).name, overwrite=True)
+    check_examples(examples, state)
     batch_size = None if batch_size is None else at_least("batch_size", batch_size, 1)
     device, dtype = place(model)
     with own_global_randomness(seed, device), torch.inference_mode(False), torch.enable_grad():
@@ -131,8 +137,10 @@ def judge_split(
         plan, freeze = stages(version, classes), can_be_frozen(model, sample)
         options = {"threat": repr(threat), "version": version, "seed": seed, "bf16": bf16, "dtype": str(dtype)}
         options["examples"] = "none" if examples in (None, False) else "memory" if examples is True else "file"
+        new = [] if state is None or Path(state).exists() else [Path(state)]
         done = State(len(split), len(plan), fingerprint(model, split, options) if state is not None else {}, state)
-        kept = Examples(examples, split, threat, dtype, done)
+        with removed_if_refused(new):
+            kept = Examples(examples, split, threat, dtype, done)
         for text in done.warnings:
             say(text)
         steady_memory()
@@ -159,6 +167,17 @@ def judge_split(
         tuple(stage.name for stage in plan), done.broken_by, kept.finish(),
         None if kept.path is None else str(kept.path), warnings=list(done.warnings), passes=dict(done.passes),
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def removed_if_refused(files: list[Path]) -> Iterator[None]:
+    """Remove these files, which the call has just made, if the block fails: nothing is left of a refused call."""
+    try:
+        yield
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def log_probabilities(values: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import Split
 from ..errors import FileError, bad
+from ..files import check_writable
 from ..threat import Threat
 from .state import State
 
@@ -66,7 +67,10 @@ class Examples:
         except FileError:
             raise
         except (OSError, ValueError) as error:
-            raise FileError(f"cannot keep adversarial examples in {self.partial}: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise FileError(
+                f"cannot keep adversarial examples in {self.partial}: {why}; choose a folder you may write to"
+            ) from error
 
     def _make(self) -> None:
         self.partial.parent.mkdir(parents=True, exist_ok=True)
@@ -125,15 +129,27 @@ class Examples:
         return array
 
 
+def check_examples(where: Any, state: str | os.PathLike[str] | None) -> None:
+    """Refuse a place for examples that cannot be one, before anything is written.
+
+    Args:
+        where: as of `Examples`.
+        state: the file of the state, if there is one.
+    """
+    if where is not None and not isinstance(where, bool):
+        path = check_path(where, None if state is None else Path(state))
+        check_writable(path.parent, holding=path.name, overwrite=True)
+
+
 def check_path(where: str | os.PathLike[str], state: Path | None) -> Path:
     """A path for examples, or an error that says what is wrong with it."""
     if not isinstance(where, (str, os.PathLike)):
-        bad("examples", where, "True, None or a path that ends in .npy")
+        bad("examples", where, "True, None or a path that ends in .npy", "such as 'adversarial.npy'")
     path = Path(where)
     if path.suffix != ".npy":
-        bad("examples", str(where), "a path that ends in .npy", f"write {path.name}.npy")
+        bad("examples", str(where), "a path that ends in .npy", f"write {path.stem or 'adversarial'}.npy")
     if path.is_dir():
         raise FileError(f"{path} is a folder: name a file in it, such as {path / 'adversarial.npy'}")
     if state is not None and path.absolute() == state.absolute():
-        bad("examples", str(where), "another file than the state")
+        bad("examples", str(where), "another file than the state", "give each its own")
     return path

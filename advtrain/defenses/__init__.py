@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..defense import Defense
-from ..errors import bad, one_of
+from ..errors import bad, check_kind, one_of
 from ..threat import Threat
 
 # One line for each defense, in the order of every list. The name stands twice to tell type checkers that it is public.
@@ -44,6 +44,7 @@ def from_config(config: dict[str, Any]) -> Defense:
     Raises:
         ArgumentError: an unknown name, or a field that the defense does not have.
     """
+    check_kind("config", config, dict, "it is what a defense's own .config gives")
     fields = dict(config)
     name, threat = fields.pop("name", None), fields.pop("threat", None)
     one_of("defense", name, list(DEFENSES))
@@ -57,7 +58,7 @@ def from_config(config: dict[str, Any]) -> Defense:
     try:
         return DEFENSES[name](Threat(**(threat or {})), **fields)
     except TypeError as error:
-        bad("config", config, f"a configuration of {name}", str(error))
+        bad("config", config, f"a configuration of {name}", str(error).replace(".__init__()", ""))
 
 
 if not TYPE_CHECKING:  # which take the lines above

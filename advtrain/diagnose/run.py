@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from ..attacks.gradient import check_box
-from ..checks import check_threat
+from ..checks import check_model, check_threat
 from ..data import Dataset, Split, as_split
 from ..dataset import check_seed
-from ..errors import at_least, check_kind
+from ..errors import ModelError, at_least, check_flag, check_kind
 from ..modes import place
 from ..progress import progress_bar
 from ..recipe import check_network
@@ -82,6 +82,7 @@ def diagnose(
         check_kind("surrogate", surrogate, nn.Module, "a network that answers the same question, or None")
     images, batch_size = at_least("images", images, 1), at_least("batch_size", batch_size, 1)
     seed = check_seed(seed)
+    check_flag("progress", progress, none="a bar where somebody watches")
     check_threat(threat)
     split = as_split(data)
     check_box(split, threat)
@@ -93,6 +94,13 @@ def diagnose(
     lessons = more.images(dtype=dtype), more.y
     classes = max(2, int(max(split.y.max(), more.y.max())) + 1)
 
+    if any(map(nn.parameter.is_lazy, model.parameters())):
+        check_model(model, x[:2], classes, probabilities=True)  # gives them their shapes
+    if surrogate is not None:
+        try:
+            check_model(surrogate, x[:2], classes, probabilities=True)
+        except ModelError as error:
+            raise ModelError(f"surrogate: {error}") from error
     moody = moody_layers(model)
     battery, batches = Battery(), -(-len(x) // batch_size)
     steps = 0 if surrogate is not None else 2 * STEPS

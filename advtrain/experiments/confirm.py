@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..defenses import DEFENSES
-from ..errors import FileError, at_least, one_of
+from ..errors import FileError, at_least, check_path, one_of
 from ..recipe import find_device
 from ..report import count, wilson
 from ..results import Results, Trial, load_results, t_quantile
 from ..results.paired import deviation
-from .reproduce import made_trials
+from .reproduce import made_trials, several
 from .trials import call_provenance
 
 PLACE = ("device", "cpu", "instructions", "system", "versions")
@@ -86,7 +86,9 @@ def check_results_file(
     """
     results = load_results(path)
     one_of("workers", at_least("workers", workers, 0), (0, 1))
-    methods, seeds = tuple(methods), tuple(seeds)
+    methods, seeds = several("methods", methods), several("seeds", seeds)
+    if root is not None:
+        check_path("root", root, "folder")
     for method in methods:
         one_of("method", method, results.methods)
     for seed in seeds:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..defenses import from_config
-from ..errors import at_least, bad, is_real
+from ..errors import at_least, bad, check_flag, check_path, is_real
 from ..files import check_writable
 from ..models import build_model
 from ..recipe import compiled, find_device
@@ -75,7 +75,15 @@ def reproduce(
     """
     if not isinstance(experiment, Experiment):
         experiment = load(experiment)
-    plans = experiment.plan(tuple(methods), tuple(seeds))
+    methods, seeds = several("methods", methods), several("seeds", seeds)
+    plans = experiment.plan(methods, seeds)
+    check_flag("fresh", fresh)
+    check_flag("judge", judge)
+    for name, path in (("out", out), ("root", root)):
+        if path is not None:
+            check_path(name, path, "results file" if name == "out" else "folder")
+    if not callable(tell):
+        bad("tell", tell, "a function of a line of text", "such as print")
     found = find_device(device)
     if workers is None:
         workers = (os.cpu_count() or 1) if found.type == "cpu" else 1
@@ -122,6 +130,18 @@ def reproduce(
             words = f"; not judged: {judgement}" if judge and trial.finished and not trial.judged else ""
             tell(f"[{position}/{len(plans)}] {_line(trial)}{words}")
     return results
+
+
+def several(name: str, values: Any) -> tuple[Any, ...]:
+    """`values` as a tuple; refuse a single one, of which a word would be taken letter by letter.
+
+    Args:
+        name: of the argument.
+        values: what came.
+    """
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        bad(name, values, "a list", f"also of a single one: {name}=[{values!r}]")
+    return tuple(values)
 
 
 def _command(experiment: Experiment, methods: Iterable[str], seeds: Iterable[int], fresh: bool, judge: bool) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..errors import bad, one_of
+from ..errors import at_least, bad, is_real, kind_of, one_of
 from ..rng import Rng, global_draws
 from .base import ACTIVATIONS, Classifier
 from .lenet import LeNetPlus
@@ -91,9 +92,13 @@ def build_model(
     """
     one_of("name", name, MODELS)
     entry = MODELS[name]
-    if unknown := set(options) - set(entry.options):
-        bad("option", sorted(unknown)[0], f"one of {', '.join(entry.options)}", f"those are the options of {name}")
+    for option in sorted(set(options) - set(entry.options)):
+        one_of("option", option, entry.options)
     options = {**entry.options, **options}
+    seed = at_least("seed", seed, 0)
+    if data is not None and not all(hasattr(data, part) for part in ("shape", "num_classes", "mean", "std")):
+        hint = f"load it first: at.load_data({data!r})" if isinstance(data, str) else "at.as_dataset((x, y)) makes one"
+        bad("data", kind_of(data), "a Dataset", hint)
     shape = _shape(shape if shape is not None else getattr(data, "shape", None))
     num_classes = num_classes if num_classes is not None else getattr(data, "num_classes", None)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
@@ -115,13 +120,14 @@ def build_model(
 
 
 def _shape(shape: Any) -> tuple[int, int, int]:
-    try:
-        sizes = tuple(int(size) for size in shape)
-    except (TypeError, ValueError):
-        bad("shape", shape, "(C, H, W)", "give data or shape, for instance shape=(3, 32, 32)")
-    if len(sizes) != 3 or min(sizes) < 1:
-        bad("shape", shape, "(C, H, W), three positive integers")
-    return sizes
+    hint = "give data or shape, for instance shape=(3, 32, 32)"
+    if isinstance(shape, str) or not hasattr(shape, "__iter__"):
+        bad("shape", shape, "(C, H, W)", hint)
+    whole = [is_real(size) and isinstance(size, numbers.Integral) and int(size) > 0 for size in shape]
+    if len(whole) != 3 or not all(whole):
+        bad("shape", shape, "(C, H, W), three positive integers", hint)
+    channels, height, width = map(int, shape)
+    return channels, height, width
 
 
 def _resolve(normalize: Any, data: Any, channels: int) -> Any:
@@ -137,5 +143,8 @@ def _resolve(normalize: Any, data: Any, channels: int) -> Any:
     except (TypeError, ValueError):
         bad("normalize", normalize, "'data', 'image', None or (mean, std)", "mean and std have one number per channel")
     if len(mean) != channels or len(std) != channels:
-        bad("normalize", [mean, std], f"two lists of {channels} numbers", f"the images have {channels} channels")
+        came = f"{len(mean)} means and {len(std)} deviations"
+        bad("normalize", came, f"one of each for {channels} channels", "the images have as many: is shape (C, H, W)?")
+    if max(map(abs, mean)) > 1:
+        bad("normalize", [mean, std], "in units of a pixel in [0, 1]", "divide mean and std by 255")
     return [mean, std]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..errors import at_least
+from ..errors import at_least, check_flag
 from .base import Classifier, activation_layer, square_enough
 
 
@@ -46,6 +46,7 @@ class SmallCNN(Classifier):
         activation: str = "gelu",
     ):
         super().__init__(shape)
+        check_flag("batch_norm", batch_norm)
         at_least("width", width, 1)
         square_enough(shape, 8, "small-cnn")
         channels, height, side = shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import FileError
+from ..errors import FileError, check_path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (PACKAGE / "recorded", PACKAGE.parent / "book" / "results")  # as installed; in a checkout
@@ -35,6 +35,7 @@ def recorded(name: str) -> Path:
 
 def locate(path: str | os.PathLike[str]) -> Path:
     """The file that `path` means: itself, or if it is a bare name, the recorded file of that name."""
+    check_path("path", path, "results file")
     file = Path(path)
     bare = not file.suffix and file.name == os.fspath(path) and not file.exists()
     return recorded(file.name) if bare else file
