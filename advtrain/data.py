@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from .data_known import SOURCES, Source
 from .data_sources import data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split, check_augment
-from .dataset import Dataset, Split, assemble, check_seed, count_classes
+from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_seed, count_classes
 from .errors import DataError, at_least, bad
 
 __all__ = [
@@ -81,9 +83,11 @@ def load_data(
     title = path.stem if path.suffix == ".npz" else path.resolve().name if own else str(name)
     source = Source("") if own else SOURCES.get(title, Source(""))
     arrays = read(path, str(path.absolute()) if own else title, size)
-    if "classes" in arrays and arrays["classes"].ndim != 1:
-        bad(f"{title} classes", arrays["classes"].shape, "of shape (K,), one name for each class", kind=DataError)
-    classes = source.classes or tuple(map(str, arrays.get("classes", ())))
+    names = arrays.get("classes", np.zeros(0))
+    if names.ndim != 1 or len(names) > MOST_CLASSES:
+        hint = "one name for each class"
+        bad(f"{title} classes", names.shape, f"of shape (K,), K at most {MOST_CLASSES:,}", hint, kind=DataError)
+    classes = source.classes or tuple(map(str, names))
     known = len(classes) or None
     parts = {
         kind: as_split((arrays[f"x_{kind}"], arrays[f"y_{kind}"]), num_classes=known, name=f"{title} {kind}")

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib
 import os
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .archives import put
 from .data_folders import read_folder
 from .data_known import ARRAYS, SOURCES
+from .downloads import download as fetch_file
 from .errors import FileError, bad, one_of
 from .files import atomic
-from .progress import downloads
-
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, AttributeError, EOFError, zlib.error, tarfile.TarError,
-              zipfile.BadZipFile, http.client.HTTPException)  # fmt: skip
-"""What the readers of files and servers raise when these are damaged, cut short, or something else."""
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -90,9 +83,10 @@ def locate(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = N
 
 
 def fetch(name: str, root: str | os.PathLike[str] | None = None, *, progress: bool | None = None) -> Path:
-    """Download a set from its authors, check it as torchvision does, and keep it as `<root>/<name>.npz`.
+    """Download a set from its authors, check it, and keep it as `<root>/<name>.npz`.
 
-    A set that is already there is left as it is. An interrupted download leaves nothing behind.
+    It comes by https, and every file must have the size and the checksum that are known of it. A set that is already
+    there is left as it is. An interrupted download leaves nothing behind.
 
     Args:
         name: a known set other than the packaged digits.
@@ -106,15 +100,24 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, *, progress: bo
         ArgumentError: no set of this name can be fetched.
         FileError: no connection, a damaged download, or a folder that cannot be written to.
     """
-    one_of("name", name, [known for known, source in SOURCES.items() if source.fetched])
-    folder = data_root(root)
+    one_of("name", name, [known for known, source in SOURCES.items() if source.files])
+    folder, source = data_root(root), SOURCES[name]
     path = folder / f"{name}.npz"
     if path.is_file():
         return path
+    _check_reader(name)  # before anything is downloaded in vain
+    advice = (
+        f"Check the connection and try again, or put {name}.npz, made elsewhere by `advtrain data fetch {name}`, into "
+        "the data folder (ADVTRAIN_DATA or root)"
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch, downloads(progress):
-            arrays: dict[str, Any] = dict(read_original(name, scratch, download=True))
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
+            files = Path(scratch) / "files"
+            for remote in source.files:
+                put(fetch_file(remote, Path(scratch) / remote.name, advice=advice, progress=progress),
+                    files, source.folder)  # fmt: skip
+            arrays: dict[str, Any] = dict(read_original(name, files))
     except FileError:
         raise
     except OSError as error:
@@ -125,29 +128,33 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, *, progress: bo
     return path
 
 
-def read_original(name: str, root: str | os.PathLike[str], download: bool = False) -> dict[str, np.ndarray[Any, Any]]:
+def _check_reader(name: str) -> None:
+    """Refuse a set whose files need a package that is not there."""
+    try:
+        if needed := SOURCES[name].needs:
+            importlib.import_module(needed)
+    except ImportError as error:
+        package = (error.name or needed or "").partition(".")[0]
+        raise FileError(f"{name} needs {package} to be read: pip install {package}") from error
+
+
+def read_original(name: str, root: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of a known set from the files of its authors below `root`.
 
     Raises:
-        FileError: files are missing or damaged, the download fails, or a package is missing that reads them.
+        FileError: files are missing or damaged, or a package is missing that reads them.
     """
     source = SOURCES[name]
+    _check_reader(name)
     try:
-        if source.needs:  # before anything is downloaded in vain
-            importlib.import_module(source.needs)
-        return (source.read or source.from_torchvision)(Path(root), download)
-    except ImportError as error:
-        package = (error.name or source.needs or "").partition(".")[0]
-        raise FileError(f"{name} needs {package} to be read: pip install {package}") from error
-    except UNREADABLE as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        if not download:
-            raise FileError(f"{Path(root) / source.folder} is incomplete or damaged: {cause}. Delete it and run "
-                            f"`advtrain data fetch {name}`") from error  # fmt: skip
-        raise FileError(
-            f"cannot download {name}: {cause}. Check the connection and try again, or put {name}.npz, made elsewhere "
-            f"by `advtrain data fetch {name}`, into the data folder (ADVTRAIN_DATA or root)"
-        ) from error
+        return (source.read or source.from_torchvision)(Path(root))
+    except Exception as error:  # the readers of damaged files raise anything
+        raise FileError(f"{Path(root) / source.folder} is incomplete or damaged: {_words(error)}. Delete it and run "
+                        f"`advtrain data fetch {name}`") from error  # fmt: skip
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -164,8 +171,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
                 raise ValueError("it holds a single array, as .npy files do")
             arrays = {key: file[key] for key in (*ARRAYS, "classes") if key in file.files}
             found = file.files
-    except UNREADABLE as error:
-        raise FileError(f"{path} cannot be read as .npz: {' '.join(str(error).split())}") from error
+            if strange := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f"{strange[0]} is no array")
+    except Exception as error:  # a damaged file can raise anything, and one of enormous arrays a MemoryError
+        raise FileError(f"{path} cannot be read as .npz: {_words(error)}") from error
     wanted = ARRAYS if "x_test" in arrays or "y_test" in arrays else ARRAYS[:2]
     if missing := [key for key in wanted if key not in arrays]:
         raise FileError(f"{path} holds {', '.join(found) or 'nothing'} and lacks {', '.join(missing)}; wanted are "

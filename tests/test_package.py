@@ -31,7 +31,7 @@ def test_files_stay_short_enough_to_read():
 
 FLOORS = [
     ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "markup"],
-    ["threat", "modes", "batchnorm", "transport"],
+    ["threat", "modes", "batchnorm", "transport", "archives", "downloads"],
     ["checks", "models", "data_view", "dataset", "data_rows", "data_user", "data_folders", "data_known"],
     ["data_sources", "data", "loader"],
     ["attacks", "measure", "bilevel", "features", "synthesis"],
@@ -47,6 +47,7 @@ FLOORS = [
         "threads",
         "evaluate",
         "presets",
+        "run_checks",
         "run_view",
         "runs",
         "plot",

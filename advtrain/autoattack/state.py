@@ -82,8 +82,9 @@ class State:
             with safe_open(self.path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
                 broken_by, met = file.get_tensor("broken_by"), file.get_tensor("met").bool()
-            kind, key, passes, warnings = about["format"], dict(about["key"]), about["passes"], about["warnings"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            kind, key, warnings = about["format"], dict(about["key"]), [str(text) for text in about["warnings"]]
+            passes = {name: int(about["passes"][name]) for name in self.passes}
+        except (SafetensorError, OSError, RecursionError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise FileError(f"{self.path} is damaged or no state of AutoAttack: {error}; delete it") from error
         other = [name for name in self.key if key.get(name) != self.key[name]]
         if kind != FORMAT or other or broken_by.shape != self.broken_by.shape or met.shape != self.met.shape:
@@ -92,8 +93,7 @@ class State:
                 "another file, or delete it"
             )
         self.broken_by, self.met = broken_by, met
-        self.passes = {name: int(passes[name]) for name in self.passes}
-        self.warnings = [str(text) for text in warnings]
+        self.passes, self.warnings = passes, warnings
 
 
 def fingerprint(model: nn.Module, split: Split, options: dict[str, Any]) -> dict[str, str]:
