@@ -49,11 +49,11 @@ def unpack(archive: Path, folder: Path, *, most: int = MOST) -> None:
         place.mkdir()
         try:
             (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, place, most)
+            os.replace(place, folder)
         except FileError:
             raise
         except DAMAGED as error:
             raise FileError(f"{archive} cannot be unpacked: {' '.join(str(error).split())}") from error
-        os.replace(place, folder)
 
 
 def _unzip(archive: Path, place: Path, most: int) -> None:
@@ -63,7 +63,8 @@ def _unzip(archive: Path, place: Path, most: int) -> None:
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise FileError(f"{archive} holds {entry.orig_filename!r}, a link or a device: it is not unpacked")
-        members = [(entry.orig_filename, entry.file_size, entry.is_dir(), entry) for entry in entries]
+        # Not `entry.is_dir()`, which fails on a member without a name.
+        members = [(e.orig_filename, e.file_size, e.orig_filename.endswith("/"), e) for e in entries]
         _write(archive, place, most, members, packed.open)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import numpy as np
 from .archives import put
 from .data_folders import read_folder
 from .data_known import ARRAYS, SOURCES
+from .data_rows import LIMIT
 from .downloads import download as fetch_file
 from .errors import FileError, bad, one_of
 from .files import atomic
+
+GROWTH = 100
+"""How many times its size an archive of more than `LIMIT` bytes may unfold to: images hardly pack to a tenth."""
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -166,6 +171,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         # Opened here: numpy leaves the file open when it is no archive.
         with open(path, "rb") as handle:
+            _check_size(handle)
             file = np.load(handle, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise ValueError("it holds a single array, as .npy files do")
@@ -180,6 +186,16 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise FileError(f"{path} holds {', '.join(found) or 'nothing'} and lacks {', '.join(missing)}; wanted are "
                         "x_train, y_train, x_test, y_test and, if you like, classes")  # fmt: skip
     return arrays
+
+
+def _check_size(handle: Any) -> None:
+    """Refuse an archive whose arrays are large beyond what images can be packed to: they would fill the memory."""
+    if zipfile.is_zipfile(handle):
+        with zipfile.ZipFile(handle) as packed:
+            unfolded, size = sum(entry.file_size for entry in packed.infolist()), handle.seek(0, os.SEEK_END)
+        if unfolded > max(LIMIT, GROWTH * size):
+            raise ValueError(f"it unfolds from {size:,} bytes to {unfolded:,}")
+    handle.seek(0)
 
 
 def read(path: Path, name: str, size: int | None = None) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from .progress import progress_bar
 TIMEOUT = 30.0
 """Seconds without a byte, after which a server is given up."""
 
-SLOWEST = 10_000
-"""Bytes a second: a server that is slower than that on the whole, after a first minute, is given up."""
+SLOWEST, PATIENCE = 10_000, 60
+"""Bytes a second: a server that is slower than that on the whole is given up; so many seconds it has beside."""
 
 CHUNK = 2**16
 
@@ -89,7 +89,7 @@ def _download(remote: Remote, path: Path, progress: bool | None) -> None:
         told = answer.headers.get("Content-Length", str(remote.size))
         if told != str(remote.size):
             raise _Refused(f"{remote.url} has {told} bytes and not {remote.size:,}: it is another file by now")
-        got, latest = 0, time.monotonic() + 60 + remote.size / SLOWEST
+        got, latest = 0, time.monotonic() + PATIENCE + remote.size / SLOWEST
         while part := _read(answer, remote.url):
             got += len(part)
             if got > remote.size:

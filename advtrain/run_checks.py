@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import FileError, is_real
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import AdvtrainError, FileError, is_real
+from .models import Classifier, build_model
 
 CONFIG = {"status": str, "best_epoch": int, "notes": list, "defense": dict, "options": dict}
 RECORD = ("loss", "accuracy", "lr", "seconds", "val_clean", "val_fgsm", "val_pgd")
@@ -54,6 +58,37 @@ def check_run(folder: Path, config: Any, history: Any, provenance: Any) -> None:
             figure = record.get(key)
             _claim(figure is None or _is(figure, float), where, f"{key} of record {number} is {_shown(figure)}")
     _claim(0 <= config["best_epoch"], folder / "config.json", f"best_epoch is {config['best_epoch']}")
+
+
+def network_of(folder: Path, spec: dict[str, Any]) -> Classifier:
+    """The network that a run's configuration describes, if the weights beside are of its sizes.
+
+    That is looked at before it is built: one of other sizes could take all memory.
+
+    Args:
+        folder: of the run.
+        spec: what `build_model` takes.
+
+    Raises:
+        FileError: the configuration describes no network, or another one; or the weights are missing or damaged.
+    """
+    path, weights = folder / "config.json", folder / "model.safetensors"
+    try:
+        with torch.device("meta"):
+            wanted = {key: list(value.shape) for key, value in build_model(**spec).state_dict().items()}
+    except (AdvtrainError, ValueError, TypeError, RuntimeError) as error:  # of which the last is of endless sizes
+        raise FileError(f"{path} is damaged: {error}") from error
+    try:
+        with safe_open(weights, framework="pt") as file:
+            found = {key: file.get_slice(key).get_shape() for key in file.keys()}
+    except FileNotFoundError as error:
+        raise FileError(f"{weights} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{weights} is damaged or not a safetensors file: {error}") from error
+    if other := [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]:
+        text = f"{other[0]} is {wanted.get(other[0])} in the one and {found.get(other[0])} in the other"
+        raise FileError(f"{path} and {weights.name} are of different networks, or damaged: {text}")
+    return build_model(**spec)
 
 
 def _claim(holds: bool, path: Path, wrong: str) -> None:

@@ -29,7 +29,7 @@ from .files import atomic, check_free_of, check_writable, read_json, write_json
 from .models import build_model
 from .recipe import find_device
 from .report import count
-from .run_checks import check_run
+from .run_checks import check_run, network_of
 from .run_view import as_html, as_text
 from .threat import Threat
 
@@ -183,7 +183,9 @@ def load_run(
             bad("model", None, "given", "this run's network is not as build_model makes it: pass one like it")
         try:
             made = defense or from_config(config["defense"])
-            model = model or build_model(**config["model"])
+            model = model or network_of(folder, config["model"])
+        except FileError:
+            raise
         except (AdvtrainError, ValueError) as error:
             raise FileError(f"{folder / 'config.json'} is damaged: {error}") from error
         run = Run(

@@ -1,11 +1,11 @@
 """Give every reader of files damaged ones, again and again: python tools/fuzz.py [--seconds 600] [TARGET ...]
 
 A good file is made for each target: a run folder, a results file, an experiment, weights, a data set and so on. Each
-round damages a copy: bytes are flipped, cut, moved and doubled; values inside JSON, TOML and archives are replaced by
-odd ones, with the checksums made right again, so that what comes behind them is reached too. The reader may take it or
-refuse it with an `AdvtrainError`. Anything else is a finding: another exception, more than ten seconds, or more than four
-GiB. It is printed with the command that repeats it, and its input is kept in `--out`. What a crash of the whole process
-was working on is left in the folder `current` there.
+round damages a copy: bytes are flipped, cut, moved and doubled; values in JSON, TOML and archives are replaced by odd
+ones, with the checksums made right again, so that what comes behind them is reached too. The reader may take it or
+refuse it with an `AdvtrainError`. Anything else is a finding: another exception, more than ten seconds, or more than
+four GiB. It is printed with the command that repeats it, and its input is kept in `--out`. What a crash of the whole
+process was working on is left in the folder `current` there.
 """
 
 import argparse
@@ -301,7 +301,7 @@ class Arrays(Target):
             return damage(content, rng)
         if rng.randrange(2):
             return repack(content, rng)
-        with np.load(io.BytesIO(content)) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         name = rng.choice(sorted(arrays))
         with np.errstate(all="ignore"), contextlib.suppress(ValueError):  # text that is no number stays
