@@ -52,7 +52,7 @@ class Source:
         """
         from torchvision import datasets  # a second of import time that nobody should pay for the digits
 
-        assert self.torchvision is not None  # only those are read so
+        assert self.torchvision is not None  # nosec B101 # only those are read so
         load = getattr(datasets, self.torchvision)
         by_name = "split" in inspect.signature(load).parameters  # SVHN has three parts, the others two
         which = [{"split": "train"}, {"split": "test"}] if by_name else [{"train": True}, {"train": False}]

@@ -171,7 +171,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         # Opened here: numpy leaves the file open when it is no archive.
         with open(path, "rb") as handle:
-            _check_size(handle)
+            _check_archive(handle)
             file = np.load(handle, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise ValueError("it holds a single array, as .npy files do")
@@ -188,13 +188,16 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-def _check_size(handle: Any) -> None:
-    """Refuse an archive whose arrays are large beyond what images can be packed to: they would fill the memory."""
+def _check_archive(handle: Any) -> None:
+    """Refuse an archive whose checksums do not hold, or that would fill the memory."""
     if zipfile.is_zipfile(handle):
         with zipfile.ZipFile(handle) as packed:
             unfolded, size = sum(entry.file_size for entry in packed.infolist()), handle.seek(0, os.SEEK_END)
-        if unfolded > max(LIMIT, GROWTH * size):
-            raise ValueError(f"it unfolds from {size:,} bytes to {unfolded:,}")
+            if unfolded > max(LIMIT, GROWTH * size):
+                raise ValueError(f"it unfolds from {size:,} bytes to {unfolded:,}")
+            # numpy looks at the checksum only if it reads to the end, which a smaller shape keeps it from
+            if (damaged := packed.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} does not hold")
     handle.seek(0)
 
 

@@ -211,7 +211,7 @@ class ResultsFile(Target):
             value["digest"] = digest_of(value["experiment"])
             for run in value["runs"]:
                 run["digest"] = digest_of(run["config"])
-        except Exception:  # nosec B110: there is none, or it is no dict any more; the reader shall say so
+        except Exception:  # nosec B110 # there is none, or it is no dict any more: the reader shall say so
             pass
         return as_json(value, rng)
 
@@ -413,7 +413,7 @@ def once(target, good, folder, seed):
         folder: the copy, which is made anew.
         seed: names the damage.
     """
-    rng = random.Random(seed)  # nosec B311: not for secrets
+    rng = random.Random(seed)  # nosec B311 # it draws no secrets
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(good, folder)
     path = rng.choice(target.damaged(folder))

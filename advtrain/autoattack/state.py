@@ -74,7 +74,10 @@ class State:
         about = {"format": FORMAT, "key": self.key, "passes": self.passes, "warnings": self.warnings}
         tensors = {"broken_by": self.broken_by, "met": self.met.to(torch.uint8)}
         with atomic(self.path) as partial:
-            save_file(tensors, partial, metadata={"about": json.dumps(about)})
+            try:
+                save_file(tensors, partial, metadata={"about": json.dumps(about)})
+            except SafetensorError as error:  # how safetensors says that the disk is full
+                raise OSError(f"{error}") from error
         self._saved = time.monotonic()
 
     def _load(self) -> None:
