@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import advtrain as at
-from advtrain.autoattack.state import State
+from advtrain.autoattack.state import FORMAT, State
 from advtrain.data import load_data
 from advtrain.errors import AdvtrainError, DataError, FileError
 from advtrain.files import digest_of, read_json, write_json
@@ -429,6 +430,66 @@ def test_a_report_that_is_damaged_is_refused_by_name(tmp_path, run):
         (folder / "report.json").write_bytes(content)
         with pytest.raises(FileError, match=r"damaged|report\.json"):
             at.compare([tmp_path / "a"], [tmp_path / "b"], metric="clean")
+
+
+def states(about):
+    from safetensors.torch import save
+
+    tensors = {
+        "broken_by": torch.full((9,), -1, dtype=torch.int16),
+        "met": torch.zeros(3, 9, dtype=torch.uint8),
+        **tensors,
+    }
+    return save(tensors, metadata={"about": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"passes": 0}, {"passes": []}, {"passes": {}}, {"passes": {"queries": 1}}, {"warnings": 0}, {"key": 0},
+        {"key": "x"}, {"passes": {"queries": "\0", "gradients": 0}}, {"passes": {"queries": 1e999, "gradients": 0}},
+        {"format": None},
+    ],
+)  # fmt: skip
+def test_a_state_of_autoattack_that_no_one_wrote_is_refused_by_name(tmp_path, change):
+    about = {"format": FORMAT, "key": {"model": "a"}, "passes": {"queries": 1, "gradients": 2}, "warnings": []}
+    (tmp_path / "state").write_bytes(states(about))
+    assert State(9, 2, {"model": "a"}, tmp_path / "state").passes == about["passes"]
+    (tmp_path / "state").write_bytes(states({**about, **change}))
+    with pytest.raises(FileError, match="state is (damaged|the state of another)"):
+        State(9, 2, {"model": "a"}, tmp_path / "state")
+
+
+CONFIG_CHANGES = [
+    {"status": 1}, {"best_epoch": "x"}, {"best_epoch": -1}, {"best_epoch": 2**70}, {"notes": [1]}, {"notes": "x"},
+    {"model": []}, {"data": "x"}, {"data": 0.5}, {"defense": {}}, {"defense": {"name": [], "class": "FGSM"}},
+    {"options": []}, {"options": {"seed": -1}}, {"options": {"seed": {}}}, {"options": {"lr": float("nan")}},
+    {"options": {"x": [[10**400]]}},
+]  # fmt: skip
+HISTORY = [
+    {}, [1], "x", [{}], [{"epoch": "x"}], [{"epoch": 0}], [{"epoch": 1.5}], [{"epoch": True}], [{"loss": 1}],
+    [{"epoch": 1, "loss": {}}], [{"epoch": 1, "lr": "x"}], [{"epoch": 1, "val_pgd": float("inf")}],
+    [{"epoch": 1, "accuracy": 10**400}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("config.json", CONFIG_CHANGES), ("history.json", HISTORY), ("provenance.json", [[], 1, "x", None])],
+)
+def test_a_run_folder_that_says_what_no_run_says_is_refused_by_name(tmp_path, run, name, changes):
+    folder = run.save(tmp_path / "run", overwrite=True)
+    good = read_json(folder / name)
+    for change in changes:
+        value = {**good, **change} if name == "config.json" else change
+        (folder / name).write_text(json.dumps(value), encoding="utf-8")
+        with pytest.raises(FileError, match=rf"{name} is damaged: ".replace(".", r"\.")):
+            at.load_run(folder)
+    for key in good if name == "config.json" else ():
+        write_json(folder / name, {other: value for other, value in good.items() if other != key})
+        if key not in ("model", "data"):  # which may be none
+            with pytest.raises(FileError, match=r"config\.json|has format"):
+                at.load_run(folder)
 
 
 def test_the_weights_that_come_with_the_package_are_checked_to_the_bit(tmp_path, monkeypatch):
