@@ -435,12 +435,8 @@ def test_a_report_that_is_damaged_is_refused_by_name(tmp_path, run):
 def states(about):
     from safetensors.torch import save
 
-    tensors = {
-        "broken_by": torch.full((9,), -1, dtype=torch.int16),
-        "met": torch.zeros(3, 9, dtype=torch.uint8),
-        **tensors,
-    }
-    return save(tensors, metadata={"about": json.dumps(about)})
+    broken_by, met = torch.full((9,), -1, dtype=torch.int16), torch.zeros(3, 9, dtype=torch.uint8)
+    return save({"broken_by": broken_by, "met": met}, metadata={"about": json.dumps(about)})
 
 
 @pytest.mark.parametrize(
