@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,11 +84,7 @@ def load_data(
     title = path.stem if path.suffix == ".npz" else path.resolve().name if own else str(name)
     source = Source("") if own else SOURCES.get(title, Source(""))
     arrays = read(path, str(path.absolute()) if own else title, size)
-    names = arrays.get("classes", np.zeros(0))
-    if names.ndim != 1 or len(names) > MOST_CLASSES:
-        hint = "one name for each class"
-        bad(f"{title} classes", names.shape, f"of shape (K,), K at most {MOST_CLASSES:,}", hint, kind=DataError)
-    classes = source.classes or tuple(map(str, names))
+    classes = source.classes or _names(arrays.get("classes", np.zeros(0)), title)
     known = len(classes) or None
     parts = {
         kind: as_split((arrays[f"x_{kind}"], arrays[f"y_{kind}"]), num_classes=known, name=f"{title} {kind}")
@@ -114,3 +111,16 @@ def load_data(
         digests=source.digests,
         origin=str(path),
     )
+
+
+def _names(classes: np.ndarray[Any, Any], title: str) -> tuple[str, ...]:
+    """What a file calls its classes."""
+    if classes.ndim != 1 or len(classes) > MOST_CLASSES:
+        hint = "one name for each class"
+        bad(f"{title} classes", classes.shape, f"of shape (K,), K at most {MOST_CLASSES:,}", hint, kind=DataError)
+    try:
+        names = tuple(map(str, classes))
+        "".join(names).encode()
+    except (SystemError, ValueError) as error:  # numpy takes any 32 bits for a character
+        raise DataError(f"{title} classes are not names: {error}") from error
+    return names

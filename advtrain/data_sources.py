@@ -179,6 +179,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             found = file.files
             if strange := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
                 raise ValueError(f"{strange[0]} is no array")
+            if huge := [
+                key for key, value in arrays.items() if not value.nbytes and max(value.shape, default=0) > LIMIT
+            ]:
+                raise ValueError(f"{huge[0]} has the shape {arrays[huge[0]].shape} and holds nothing")
     except Exception as error:  # a damaged file can raise anything, and one of enormous arrays a MemoryError
         raise FileError(f"{path} cannot be read as .npz: {_words(error)}") from error
     wanted = ARRAYS if "x_test" in arrays or "y_test" in arrays else ARRAYS[:2]

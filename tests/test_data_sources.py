@@ -101,6 +101,14 @@ def test_names_of_classes_are_a_list(data_folder):
         load_data("odd")
 
 
+@pytest.mark.parametrize("code", [0x110000, 0xFFFFFFFF, 0xD800])
+def test_names_of_classes_are_text(data_folder, code):
+    """numpy takes any 32 bits for a character; Python knows no such, or cannot write it."""
+    write(data_folder / "odd.npz", classes=np.array([97, 98, 99, code], dtype="<u4").view("<U1"))
+    with pytest.raises(DataError, match="odd classes are not names"):
+        load_data("odd")
+
+
 def test_a_missing_set_says_how_to_get_it(data_folder):
     with pytest.raises(FileError) as caught:
         load_data("cifar10")

@@ -295,11 +295,11 @@ def header(shape, kind="|u1"):
     return head.getvalue()
 
 
-@pytest.mark.parametrize("shape", [(2**62,), (10**12, 3, 32, 32), (2**40, 0, 4, 4), (10**18, 1, 1)])
+@pytest.mark.parametrize("shape", [(2**62,), (10**12, 3, 32, 32), (2**40, 0, 4, 4), (10**12, 10**6, 0)])
 @pytest.mark.parametrize("key", ["x_train", "y_train", "classes"])
 def test_enormous_shapes_are_refused_at_once(tmp_path, shape, key):
     path = npz(tmp_path / "huge.npz")
-    for kind in ("|u1", "<U0", "|V0", "<U1"):
+    for kind in ("|u1", "<i4", "<U0", "|V0", "<U1"):
         with zipfile.ZipFile(path) as packed:
             members = {name: packed.read(name) for name in packed.namelist()}
         with zipfile.ZipFile(path, "w") as packed:

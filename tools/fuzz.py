@@ -281,7 +281,7 @@ class Arrays(Target):
         if kind == 1:
             return np.array(array.flat[0])
         if kind == 2:
-            return np.zeros((rng.choice((2, 10**6, 10**15)), *array.shape[1:]), rng.choice(("U0", "V0")))
+            return np.zeros((rng.choice((2, 1000)), *array.shape[1:]), rng.choice(("U0", "V0")))
         if kind == 3:
             return np.full(array.shape, rng.choice((np.nan, np.inf, -1, 2**63, -(2**62), 10**9, 0.5)))
         return array.astype(rng.choice(self.TYPES))
@@ -299,8 +299,10 @@ class Arrays(Target):
         content = path.read_bytes()
         if rng.randrange(3) == 0:
             return damage(content, rng)
-        if rng.randrange(2):
+        if (kind := rng.randrange(5)) < 2:
             return repack(content, rng)
+        if kind == 2:
+            return enlarge(content, rng)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         name = rng.choice(sorted(arrays))
@@ -393,6 +395,21 @@ def repack(content, rng):
         for i, (entry, inside) in enumerate(members):
             if i != chosen or rng.randrange(10):
                 packed.writestr(entry.filename, damage(inside, rng) if i == chosen else inside)
+    return file.getvalue()
+
+
+def enlarge(content, rng):
+    """A zip archive of arrays in which one claims to be enormous."""
+    with zipfile.ZipFile(io.BytesIO(content)) as packed:
+        members = {entry.filename: packed.read(entry) for entry in packed.infolist()}
+    head, file = io.BytesIO(), io.BytesIO()
+    shape = tuple(rng.choice((0, 1, 3, 10**6, 10**12, 2**62, 2**64)) for _ in range(rng.randrange(1, 5)))
+    kind = rng.choice(("|u1", "<i8", "<f4", "<U0", "<U1", "|V0", "|O", "<U2147483647", "|S1000000000"))
+    np.lib.format.write_array_header_2_0(head, {"descr": kind, "fortran_order": False, "shape": shape})
+    members[rng.choice(sorted(members))] = head.getvalue() + bytes(rng.choice((0, 1, 5000)))
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, inside in members.items():
+            packed.writestr(name, inside)
     return file.getvalue()
 
 
