@@ -31,6 +31,10 @@ DAMAGED = (OSError, EOFError, MemoryError, ValueError, RuntimeError, KeyError, z
 """What the readers of archives raise when these are damaged."""
 
 
+class _Large(Exception):
+    """More than is allowed."""
+
+
 def unpack(archive: Path, folder: Path, *, most: int = MOST) -> None:
     """Unpack a zip or tar file into a folder that is not there yet: all of it, or nothing.
 
@@ -122,14 +126,14 @@ def gunzip(archive: Path, path: Path, *, most: int = MOST) -> None:
     Raises:
         FileError: more than that, or a damaged file.
     """
-    with atomic(path) as partial, open(partial, "wb") as file:
-        try:
-            with gzip.open(archive) as source:
-                copied = _copy(source, file, most)
-        except DAMAGED as error:
-            raise FileError(f"{archive} cannot be unpacked: {' '.join(str(error).split())}") from error
-        if copied > most:
-            raise FileError(f"{archive} holds more than {most:,} bytes: it is not unpacked")
+    try:
+        with atomic(path) as partial, open(partial, "wb") as file, gzip.open(archive) as source:
+            if _copy(source, file, most) > most:
+                raise _Large
+    except _Large:
+        raise FileError(f"{archive} holds more than {most:,} bytes: it is not unpacked") from None
+    except (EOFError, zlib.error) as error:  # what is an OSError, `atomic` tells of
+        raise FileError(f"{archive} cannot be unpacked: {error}") from error
 
 
 def put(path: Path, root: Path, folder: str) -> None:
