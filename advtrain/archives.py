@@ -95,7 +95,9 @@ def _write(
     _check_total(archive, len(members), sum(size for _, size, _, _ in members), most)
     for name, *_ in members:
         parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or re.search(r"[\\:\x00-\x1f]", name):
+        # Windows reads "x:", "\\", and ".. " like "..": what ends in dots or spaces is refused everywhere.
+        odd = any(part[-1] in ". " for part in parts) or re.search(r"[\\:\x00-\x1f]", name)
+        if not parts or name.startswith("/") or odd:
             raise FileError(f"{archive} holds {name!r}, which leads out of its folder: it is not unpacked")
     for name, size, is_folder, entry in members:
         path = place / name

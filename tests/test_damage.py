@@ -300,6 +300,14 @@ def test_no_figure_of_a_results_file_can_be_changed_unseen(tmp_path, results):
     assert at.load_results(tmp_path / "r.json").runs[0].rows["pgd"]["correct"] == before + 1
 
 
+def test_the_sum_is_that_of_what_is_read_again(tmp_path, results):
+    """JSON has texts for keys, in their own order, and lists for tuples."""
+    results.runs[0].more = {"later": {10: (1, 2), 9: [0.1, -0.0, 1e300]}}
+    results.save(tmp_path / "r.json")
+    assert at.load_results(tmp_path / "r.json").runs[0].more == {"later": {"10": [1, 2], "9": [0.1, -0.0, 1e300]}}
+    results.runs[0].more = {}
+
+
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("npz") / "set.npz"

@@ -252,7 +252,8 @@ def tarred(path, members, kind=tarfile.REGTYPE, link=""):
 GOOD = {"set/a.txt": b"a", "set/b/c.txt": b"c" * 70_000, "set/b/empty": b""}
 OUTSIDE = [
     "../out.txt", "set/../../out.txt", "/out.txt", "//out.txt", "C:/out.txt", "C:out.txt", "..\\out.txt", "\\out.txt",
-    "set\\..\\..\\out.txt", "set/a.txt:stream", "set/line\nbreak", "..", "",
+    "set\\..\\..\\out.txt", "set/a.txt:stream", "set/line\nbreak", "..", "", ".. /out.txt", "set/.../out.txt",
+    "set/nul. ",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import bad, one_of
 from ..files import atomic, digest_of
 from ..runs import Run
+from .configs import plain
 from .networks import load_trial
 from .paired import METRICS, Difference, paired
 from .table import as_html, as_markdown, as_text, table_rows
@@ -185,7 +186,7 @@ class Results:
             FileError: it cannot be written.
         """
         value = self.to_dict()
-        text = _layout({**value, "sum": sum_of(value)})
+        text = _layout({**value, "sum": sum_of(plain(value))})
         with atomic(path) as partial:
             partial.write_text(text, encoding="utf-8")
 
