@@ -2,12 +2,14 @@
 #   PYTHON=python3.12   the Python that creates .venv (3.10 or newer)
 #   TORCH=cpu           PyTorch without CUDA libraries, remembered for later runs
 #   JOBS=4              how many processes share the tests
+#   SECONDS=60          how long `make fuzz` goes on
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 JOBS ?= 2
+SECONDS ?= 600
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 tests book
 
-.PHONY: help setup book pdf links notebooks browser check test test-all lock clean
+.PHONY: help setup book pdf links notebooks browser check test test-all fuzz audit lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,6 +38,7 @@ check: setup ## Style and types of the code, the form of the notebooks: a minute
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/bandit --configfile pyproject.toml --quiet --recursive advtrain tools
 	$(BIN)/python tools/lint_notebooks.py
 	$(BIN)/python tools/sync.py --check
 
@@ -44,6 +47,12 @@ test: setup ## Test the package, every notebook against its stored outputs, and 
 
 test-all: setup ## The same with the slow tests
 	$(PYTEST) -m ""
+
+fuzz: setup ## Give the readers of files damaged ones for ten minutes; SECONDS=60 for one
+	$(BIN)/python tools/fuzz.py --seconds $(SECONDS)
+
+audit: ## For maintainers: ask whether weaknesses of the locked versions are known (needs pip-audit)
+	pip-audit --requirement requirements.lock --require-hashes --disable-pip
 
 lock: ## For maintainers: resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --generate-hashes --no-annotate \

@@ -11,7 +11,7 @@ import hashlib
 import io
 import itertools
 import os
-import pickle
+import pickle  # nosec B403 # for the name of its error; nothing is unpickled with it
 import re
 import warnings
 from collections.abc import Iterator, Mapping

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .data_known import SOURCES, Source
 from .data_sources import data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split, check_augment
-from .dataset import Dataset, Split, assemble, check_seed, count_classes
+from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_seed, count_classes
 from .errors import DataError, at_least, bad, check_flag
 from .mapped import MappedSplit
 
@@ -85,9 +88,7 @@ def load_data(
     title = path.stem if path.suffix == ".npz" else path.resolve().name if own else str(name)
     source = Source("") if own else SOURCES.get(title, Source(""))
     arrays = read(path, str(path.absolute()) if own else title, size)
-    if "classes" in arrays and arrays["classes"].ndim != 1:
-        bad(f"{title} classes", arrays["classes"].shape, "of shape (K,), one name for each class", kind=DataError)
-    classes = source.classes or tuple(map(str, arrays.get("classes", ())))
+    classes = source.classes or _names(arrays.get("classes", np.zeros(0)), title)
     known = len(classes) or None
     parts = {
         kind: as_split((arrays[f"x_{kind}"], arrays[f"y_{kind}"]), num_classes=known, name=f"{title} {kind}")
@@ -114,3 +115,16 @@ def load_data(
         digests=source.digests,
         origin=str(path),
     )
+
+
+def _names(classes: np.ndarray[Any, Any], title: str) -> tuple[str, ...]:
+    """What a file calls its classes."""
+    if classes.ndim != 1 or len(classes) > MOST_CLASSES:
+        hint = "one name for each class"
+        bad(f"{title} classes", classes.shape, f"of shape (K,), K at most {MOST_CLASSES:,}", hint, kind=DataError)
+    try:
+        names = tuple(map(str, classes))
+        "".join(names).encode()
+    except (SystemError, ValueError) as error:  # numpy takes any 32 bits for a character
+        raise DataError(f"{title} classes are not names: {error}") from error
+    return names

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .data_folders import read_tiny_imagenet
+from .downloads import Remote
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -27,9 +28,10 @@ class Source:
         augment: whether the literature trains on it with random crops and flips.
         classes: names of the classes, where the sources disagree or give none.
         digests: SHA-256 of the arrays of `ARRAYS` in hash order (x as uint8 (N, H, W, C), y as little-endian int64);
-            where it is not known, the checksums of the download alone vouch for a set.
+            where it is not known, the checksums of `files` alone vouch for a set.
         needs: a module that its files are read with, and that nothing else here needs.
-        read: reads what is kept below a root, and fetches it first if told to; where torchvision has no class.
+        read: reads what is kept below a root, where torchvision has no class.
+        files: what is fetched: archives, or single files.
     """
 
     summary: str
@@ -40,22 +42,21 @@ class Source:
     classes: tuple[str, ...] | None = None
     digests: dict[str, str] | None = field(default=None, repr=False)
     needs: str | None = None
-    read: Callable[[Path, bool], dict[str, np.ndarray[Any, Any]]] | None = field(default=None, repr=False)
+    read: Callable[[Path], dict[str, np.ndarray[Any, Any]]] | None = field(default=None, repr=False)
+    files: tuple[Remote, ...] = field(default=(), repr=False)
 
-    @property
-    def fetched(self) -> bool:
-        """Whether it comes from its authors' server."""
-        return bool(self.torchvision or self.read)
+    def from_torchvision(self, root: Path) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays as torchvision reads them below `root`.
 
-    def from_torchvision(self, root: Path, download: bool) -> dict[str, np.ndarray[Any, Any]]:
-        """The arrays as torchvision reads them below `root`."""
+        Those of CIFAR are pickles, which may run code: torchvision reads only those with the MD5 of the authors' own.
+        """
         from torchvision import datasets  # a second of import time that nobody should pay for the digits
 
-        assert self.torchvision is not None  # only those are read so
+        assert self.torchvision is not None  # nosec B101 # only those are read so
         load = getattr(datasets, self.torchvision)
         by_name = "split" in inspect.signature(load).parameters  # SVHN has three parts, the others two
         which = [{"split": "train"}, {"split": "test"}] if by_name else [{"train": True}, {"train": False}]
-        parts = [load(root, **each, download=download) for each in which]
+        parts = [load(root, **each) for each in which]
         arrays = {"classes": np.array(self.classes or parts[0].classes)}
         for kind, part in zip(("train", "test"), parts, strict=True):
             arrays[f"x_{kind}"] = np.asarray(part.data)
@@ -65,6 +66,37 @@ class Source:
 
 def _digests(*values: str) -> dict[str, str]:
     return dict(zip(ARRAYS, values, strict=True))
+
+
+# The servers of the authors, or, where these know no https, the same files elsewhere. Sizes and SHA-256 are as in the
+# tables of TensorFlow Datasets, Keras, and the prototypes of torchvision. Of Tiny-ImageNet only an MD5 is known.
+_MNIST = {
+    "train-images-idx3-ubyte.gz": (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+    "train-labels-idx1-ubyte.gz": (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+    "t10k-images-idx3-ubyte.gz": (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+    "t10k-labels-idx1-ubyte.gz": (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+}
+_FASHION = {
+    "train-images-idx3-ubyte.gz": (26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+    "train-labels-idx1-ubyte.gz": (29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+    "t10k-images-idx3-ubyte.gz": (4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+    "t10k-labels-idx1-ubyte.gz": (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+}
+_CIFAR10 = {
+    "cifar-10-python.tar.gz": (170_498_071, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+}
+_CIFAR100 = {
+    "cifar-100-python.tar.gz": (169_001_437, "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
+}
+_SVHN = {
+    "train_32x32.mat": (182_040_794, "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
+    "test_32x32.mat": (64_275_384, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b"),
+}
+_TINY = {"tiny-imagenet-200.zip": (248_100_043, "90528d7ca1a48142e341f4ef8d21d0de")}
+
+
+def _at(server: str, files: dict[str, tuple[int, str]]) -> tuple[Remote, ...]:
+    return tuple(Remote(f"https://{server}/{name}", size, checksum) for name, (size, checksum) in files.items())
 
 
 SOURCES: dict[str, Source] = {
@@ -89,12 +121,14 @@ SOURCES: dict[str, Source] = {
             "3d6ce811fd2717370a0ef2557ce6e94d5f0d8e65a38651df153a4b6c86afe44a",
             "71f4464187a019ec0a6bcf405e0579782d941b9771b8f63b695d5df5c6104afd",
         ),
+        files=_at("ossci-datasets.s3.amazonaws.com/mnist", _MNIST),
     ),
     "fashion-mnist": Source(
         "70,000 articles of clothing, 28x28 (Xiao et al., 2017)",
         "FashionMNIST",
         "FashionMNIST/raw",
         size=((1, 28, 28), (60_000, 10_000), 10),
+        files=_at("fashion-mnist.s3.eu-central-1.amazonaws.com", _FASHION),
     ),
     "cifar10": Source(
         "60,000 photographs in 10 classes, 32x32 RGB (Krizhevsky, 2009)",
@@ -108,6 +142,7 @@ SOURCES: dict[str, Source] = {
             "27f7d008727f5b9a8f5b01f61503d2f52d3ba7f5ffb2c331b5b82775de2e2d72",
             "2208c2a7b2bea6724e7ab2fbc32a356589a8a5fb533ef97043ecbe6323d7d135",
         ),
+        files=_at("www.cs.toronto.edu/~kriz", _CIFAR10),
     ),
     "cifar100": Source(
         "60,000 photographs in 100 classes, 32x32 RGB (Krizhevsky, 2009)",
@@ -121,6 +156,7 @@ SOURCES: dict[str, Source] = {
             "3649f267eb9a14c4acea5df2e2b437abe44b7a6b67c2ffd653ebea273d00305e",
             "3f74f2ccc3ec6fc2b565d8e392eb6aecdecf57b6b733caf93143772d52d8f745",
         ),
+        files=_at("www.cs.toronto.edu/~kriz", _CIFAR100),
     ),
     "svhn": Source(
         "99,289 house numbers, 32x32 RGB, without the extra part (Netzer et al., 2011)",
@@ -129,6 +165,7 @@ SOURCES: dict[str, Source] = {
         needs="scipy.io",
         size=((3, 32, 32), (73_257, 26_032), 10),
         classes=tuple("0123456789"),
+        files=_at("ufldl.stanford.edu/housenumbers", _SVHN),
     ),
     "tiny-imagenet": Source(
         "110,000 photographs in 200 classes, 64x64 RGB (Le and Yang, 2015)",
@@ -136,6 +173,7 @@ SOURCES: dict[str, Source] = {
         size=((3, 64, 64), (100_000, 10_000), 200),
         augment=True,
         read=read_tiny_imagenet,
+        files=_at("cs231n.stanford.edu", _TINY),
     ),
 }
 """Data sets by name. Any other `NAME.npz` in the data folder is one, too."""

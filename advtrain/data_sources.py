@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib
 import os
-import tarfile
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .archives import put
 from .data_folders import read_folder
 from .data_known import ARRAYS, SOURCES
+from .data_rows import LIMIT
+from .downloads import download as fetch_file
 from .errors import FileError, bad, check_path, one_of
 from .files import atomic
-from .progress import downloads
 
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, AttributeError, EOFError, zlib.error, tarfile.TarError,
-              zipfile.BadZipFile, http.client.HTTPException)  # fmt: skip
-"""What the readers of files and servers raise when these are damaged, cut short, or something else."""
+GROWTH = 100
+"""How many times its size an archive of more than `LIMIT` bytes may unfold to: images hardly pack to a tenth."""
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -98,9 +96,10 @@ def locate(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = N
 
 
 def fetch(name: str, root: str | os.PathLike[str] | None = None, *, progress: bool | None = None) -> Path:
-    """Download a set from its authors, check it as torchvision does, and keep it as `<root>/<name>.npz`.
+    """Download a set from its authors, check it, and keep it as `<root>/<name>.npz`.
 
-    A set that is already there is left as it is. An interrupted download leaves nothing behind.
+    It comes by https, and every file must have the size and the checksum that are known of it. A set that is already
+    there is left as it is. An interrupted download leaves nothing behind.
 
     Args:
         name: a known set other than the packaged digits.
@@ -114,15 +113,24 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, *, progress: bo
         ArgumentError: no set of this name can be fetched.
         FileError: no connection, a damaged download, or a folder that cannot be written to.
     """
-    one_of("name", name, [known for known, source in SOURCES.items() if source.fetched])
-    folder = data_root(root)
+    one_of("name", name, [known for known, source in SOURCES.items() if source.files])
+    folder, source = data_root(root), SOURCES[name]
     path = folder / f"{name}.npz"
     if path.is_file():
         return path
+    _check_reader(name)  # before anything is downloaded in vain
+    advice = (
+        f"Check the connection and try again, or put {name}.npz, made elsewhere by `advtrain data fetch {name}`, into "
+        "the data folder (ADVTRAIN_DATA or root)"
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch, downloads(progress):
-            arrays: dict[str, Any] = dict(read_original(name, scratch, download=True))
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
+            files = Path(scratch) / "files"
+            for remote in source.files:
+                put(fetch_file(remote, Path(scratch) / remote.name, advice=advice, progress=progress),
+                    files, source.folder)  # fmt: skip
+            arrays: dict[str, Any] = dict(read_original(name, files))
     except FileError:
         raise
     except OSError as error:
@@ -133,29 +141,33 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, *, progress: bo
     return path
 
 
-def read_original(name: str, root: str | os.PathLike[str], download: bool = False) -> dict[str, np.ndarray[Any, Any]]:
+def _check_reader(name: str) -> None:
+    """Refuse a set whose files need a package that is not there."""
+    try:
+        if needed := SOURCES[name].needs:
+            importlib.import_module(needed)
+    except ImportError as error:
+        package = (error.name or needed or "").partition(".")[0]
+        raise FileError(f"{name} needs {package} to be read: pip install {package}") from error
+
+
+def read_original(name: str, root: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of a known set from the files of its authors below `root`.
 
     Raises:
-        FileError: files are missing or damaged, the download fails, or a package is missing that reads them.
+        FileError: files are missing or damaged, or a package is missing that reads them.
     """
     source = SOURCES[name]
+    _check_reader(name)
     try:
-        if source.needs:  # before anything is downloaded in vain
-            importlib.import_module(source.needs)
-        return (source.read or source.from_torchvision)(Path(root), download)
-    except ImportError as error:
-        package = (error.name or source.needs or "").partition(".")[0]
-        raise FileError(f"{name} needs {package} to be read: pip install {package}") from error
-    except UNREADABLE as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        if not download:
-            raise FileError(f"{Path(root) / source.folder} is incomplete or damaged: {cause}. Delete it and run "
-                            f"`advtrain data fetch {name}`") from error  # fmt: skip
-        raise FileError(
-            f"cannot download {name}: {cause}. Check the connection and try again, or put {name}.npz, made elsewhere "
-            f"by `advtrain data fetch {name}`, into the data folder (ADVTRAIN_DATA or root)"
-        ) from error
+        return (source.read or source.from_torchvision)(Path(root))
+    except Exception as error:  # the readers of damaged files raise anything
+        raise FileError(f"{Path(root) / source.folder} is incomplete or damaged: {_words(error)}. Delete it and run "
+                        f"`advtrain data fetch {name}`") from error  # fmt: skip
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -167,13 +179,20 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         # Opened here: numpy leaves the file open when it is no archive.
         with open(path, "rb") as handle:
+            _check_archive(handle)
             file = np.load(handle, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise ValueError("it holds a single array, as .npy files do")
             arrays = {key: file[key] for key in (*ARRAYS, "classes") if key in file.files}
             found = file.files
-    except UNREADABLE as error:
-        why = " ".join(str(error).split())
+            if strange := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f"{strange[0]} is no array")
+            if huge := [
+                key for key, value in arrays.items() if not value.nbytes and max(value.shape, default=0) > LIMIT
+            ]:
+                raise ValueError(f"{huge[0]} has the shape {arrays[huge[0]].shape} and holds nothing")
+    except Exception as error:  # a damaged file can raise anything, and one of enormous arrays a MemoryError
+        why = _words(error)
         if "pickle" in why:  # NumPy's message tells how to run code that is in the file
             why = "it is another kind of file, or holds objects, of which only numbers and text are read"
         raise FileError(
@@ -193,8 +212,8 @@ def read_mapped(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
         path = folder / f"{key}.npy"
         try:
             arrays[key] = np.load(path, mmap_mode="r" if key.startswith("x_") else None, allow_pickle=False)
-        except UNREADABLE as error:
-            raise FileError(f"{path} cannot be read as .npy: {' '.join(str(error).split())}") from error
+        except Exception as error:
+            raise FileError(f"{path} cannot be read as .npy: {_words(error)}") from error
     return _complete(arrays, found, folder)
 
 
@@ -205,6 +224,19 @@ def _complete(arrays: dict[str, np.ndarray[Any, Any]], found: list[str], path: P
         raise FileError(f"{path} holds {', '.join(found) or 'nothing'} and lacks {', '.join(missing)}; wanted are "
                         "x_train, y_train, x_test, y_test and, if you like, classes")  # fmt: skip
     return arrays
+
+
+def _check_archive(handle: Any) -> None:
+    """Refuse an archive whose checksums do not hold, or that would fill the memory."""
+    if zipfile.is_zipfile(handle):
+        with zipfile.ZipFile(handle) as packed:
+            unfolded, size = sum(entry.file_size for entry in packed.infolist()), handle.seek(0, os.SEEK_END)
+            if unfolded > max(LIMIT, GROWTH * size):
+                raise ValueError(f"it unfolds from {size:,} bytes to {unfolded:,}")
+            # numpy looks at the checksum only if it reads to the end, which a smaller shape keeps it from
+            if (damaged := packed.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} does not hold")
+    handle.seek(0)
 
 
 def read(path: Path, name: str, size: int | None = None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _import(place: str) -> Any:
         if not path.is_file():
             raise FileError(f"model: {place} does not exist, or is no file")
         spec = importlib.util.spec_from_file_location(f"advtrain_model_{path.stem}", path)
-        assert spec is not None and spec.loader is not None  # of a name that ends in .py
+        assert spec is not None and spec.loader is not None  # nosec B101 # of a name that ends in .py
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look themselves up there
         spec.loader.exec_module(module)

@@ -40,21 +40,6 @@ def aside(bar: Any) -> contextlib.AbstractContextManager[None]:
     return bar.aside() if isinstance(bar, Line) else contextlib.nullcontext()
 
 
-@contextlib.contextmanager
-def downloads(show: bool | None) -> Iterator[None]:
-    """Inside, the bars of torchvision's downloads are ours: its own are drawn into log files too."""
-    from torchvision.datasets import utils
-
-    if not hasattr(utils, "tqdm"):  # no official name: another version may have none
-        yield
-        return
-    theirs, utils.tqdm = utils.tqdm, functools.partial(progress_bar, show, desc="download")
-    try:
-        yield
-    finally:
-        utils.tqdm = theirs
-
-
 class Line(tqdm):  # type: ignore[misc]
     """The line in a terminal. Warnings are printed above it, if the bar is one of the main thread."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 from torch import Tensor
 
-from .errors import bad, one_of
+from .errors import at_least, bad, check_kind, one_of
 from .markup import table
 from .threat import Threat, format_eps
 
@@ -60,6 +60,21 @@ class Row:
         """Name, counts and details, without the verdicts."""
         return {"name": self.name, "correct": self.correct, "total": self.total, "details": self.details}
 
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Row:
+        """The row that `to_dict` wrote.
+
+        Raises:
+            ArgumentError: counts that cannot be, or a name that is no text.
+        """
+        row = cls(**value)
+        check_kind("name", row.name, str, "a row is called by its attack")
+        check_kind("details", row.details, str, "they are words")
+        total = at_least("total", row.total, 1)
+        if at_least("correct", row.correct, 0) > total:
+            bad("correct", row.correct, f"in [0, total={total}]")
+        return row
+
 
 @dataclass
 class Report:
@@ -100,7 +115,7 @@ class Report:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Report:
         """The report that `to_dict` wrote; older files know no warnings."""
-        rows = [Row(**row) for row in value["rows"]]
+        rows = [Row.from_dict(row) for row in value["rows"]]
         return cls(Threat(**value["threat"]), rows, warnings=list(value.get("warnings", [])))
 
     def _cells(self) -> list[tuple[str, str, str, str]]:

@@ -167,5 +167,5 @@ class Recorded(Rng):
         return self.normal(like)
 
     def normal(self, like: Tensor) -> Tensor:
-        assert isinstance(self.draws, Tensor), "name the draw first: rng.child(name)"
+        assert isinstance(self.draws, Tensor), "name the draw first: rng.child(name)"  # nosec B101 # for mypy
         return self.draws.to(like)

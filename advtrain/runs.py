@@ -30,6 +30,7 @@ from .models import build_model
 from .recipe import find_device
 from .report import count
 from .resume import claimed
+from .run_checks import check_run, network_of
 from .run_view import as_html, as_text
 from .threat import Threat
 
@@ -176,6 +177,8 @@ def load_run(
             raise FileError(
                 f"{folder} has format {config['format']!r}, this version reads {FORMAT}: update advtrain-book"
             )
+        history, told = read_json(folder / "history.json"), read_json(folder / "provenance.json")
+        check_run(folder, config, history, told)
         known = DEFENSES.get(config["defense"]["name"])
         if defense is None and (known is None or known.__name__ != config["defense"]["class"]):
             bad("defense", None, "given", f"this run's {config['defense']['class']} is not part of this package")
@@ -183,16 +186,16 @@ def load_run(
             bad("model", None, "given", "this run's network is not as build_model makes it: pass one like it")
         try:
             made = defense or from_config(config["defense"])
-            model = model or build_model(**config["model"])
+            model = model or network_of(folder, config["model"])
+        except FileError:
+            raise
         except (AdvtrainError, ValueError) as error:
             raise FileError(f"{folder / 'config.json'} is damaged: {error}") from error
         run = Run(
-            model, made, data, dict(config["options"]), list(read_json(folder / "history.json")), list(config["notes"]),
-            config["best_epoch"], str(config["status"]), dict(read_json(folder / "provenance.json")), folder, True,
+            model, made, data, dict(config["options"]), list(history), list(config["notes"]),
+            config["best_epoch"], config["status"], dict(told), folder, True,
         )  # fmt: skip
-        if not all(isinstance(record, dict) for record in run.history):
-            raise FileError(f"{folder / 'history.json'} is damaged: it is not a list of records")
-        spec = config["data"] and dict(config["data"])
+        spec = config["data"] and {**config["data"], "download": False}  # whoever wrote the file, nothing is fetched
     except (KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{folder / 'config.json'} is damaged: {error!r}") from error
     load_weights(run.model, folder / "model.safetensors")

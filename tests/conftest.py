@@ -1,7 +1,10 @@
 """Data for the tests. The large sets are not part of the repository: tests that need them skip where they are not."""
 
+import contextlib
+import hashlib
 import http.server
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,6 +22,7 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ROOT.parent / "shared" / "data"
+CERTIFICATE = ROOT / "tests" / "localhost.pem"  # with its key: of the tests' own web server, and no secret
 
 
 def pytest_collection_modifyitems(config, items):
@@ -92,8 +96,38 @@ def data_folder(tmp_path, monkeypatch):
     return folder
 
 
+@contextlib.contextmanager
+def served(handler, certificate=CERTIFICATE):
+    """A web server on this machine, of https, or of http without a certificate: its address."""
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *arguments):
+            """Whoever hangs up early has their reasons, which the tests look at."""
+
+    with Server(("127.0.0.1", 0), handler) as server:
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
-def mirror(tmp_path):
+def trusted(monkeypatch):
+    """The certificate of the tests' own servers is believed, and no proxy is asked for them."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return CERTIFICATE
+
+
+@pytest.fixture
+def mirror(tmp_path, trusted):
     """A web server on this machine: the folder it serves, its address, the requests it saw."""
     folder, seen = tmp_path / "mirror", []
     folder.mkdir()
@@ -102,16 +136,8 @@ def mirror(tmp_path):
         def log_message(self, *arguments):
             seen.append(self.path)
 
-    class Server(http.server.ThreadingHTTPServer):
-        def handle_error(self, *arguments):
-            """torchvision asks for each file twice, and hangs up on the first answer."""
-
-    with Server(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}/", seen
-        server.shutdown()
-        thread.join()
+    with served(partial(Quiet, directory=str(folder))) as address:
+        yield folder, address, seen
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +150,23 @@ def world(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("ADVTRAIN_DATA", "data")
         yield folder
+
+
+@pytest.fixture
+def publish(mirror, monkeypatch):
+    """A function: from now on the files of a known set come from the local server; its folder, the requests it saw."""
+    import dataclasses
+
+    from advtrain.data_known import SOURCES
+    from advtrain.downloads import Remote
+
+    def publish(name, files):
+        folder, address, seen = mirror
+        remote = []
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+            remote.append(Remote(f"{address}{file}", len(content), hashlib.sha256(content).hexdigest()))
+        monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], files=tuple(remote)))
+        return folder, seen
+
+    return publish

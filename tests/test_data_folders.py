@@ -1,5 +1,6 @@
 """Images in folders, one's own and Tiny-ImageNet; and SVHN, whose files no other package of ours reads."""
 
+import dataclasses
 import hashlib
 import io
 import zipfile
@@ -14,7 +15,7 @@ from PIL import Image
 import advtrain as at
 from advtrain import data_folders
 from advtrain.cli import run as command
-from advtrain.data import fetch, load_data
+from advtrain.data import SOURCES, fetch, load_data
 from advtrain.errors import ArgumentError, DataError, FileError
 
 
@@ -181,11 +182,11 @@ def command_line(words):
 
 
 @pytest.fixture
-def tiny(mirror, monkeypatch):
+def tiny(publish, monkeypatch):
     """Tiny-ImageNet with three classes of four images, served as its authors serve it."""
-    folder, address, _ = mirror
     names = {"n02": "goldfish, Carassius auratus", "n01": "tench", "n03": "goldfish, another one"}
-    with zipfile.ZipFile(folder / "tiny-imagenet-200.zip", "w") as archive:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
 
         def put(path, content):
             archive.writestr(f"tiny-imagenet-200/{path}", content)
@@ -205,9 +206,7 @@ def tiny(mirror, monkeypatch):
                         told.append(f"val_{number}.JPEG\t{name}\t0\t0\t62\t62\n")
                         put(f"val/images/val_{number}.JPEG", file.getvalue())
         put("val/val_annotations.txt", "".join(told))
-    digest = hashlib.md5((folder / "tiny-imagenet-200.zip").read_bytes()).hexdigest()
-    monkeypatch.setattr(data_folders, "TINY_URL", f"{address}tiny-imagenet-200.zip")
-    monkeypatch.setattr(data_folders, "TINY_MD5", digest)
+    folder, _ = publish("tiny-imagenet", {"tiny-imagenet-200.zip": packed.getvalue()})
     monkeypatch.setattr(data_folders, "TINY_COUNTS", {"classes": 3, "train": 12, "test": 6})
     return folder / "tiny-imagenet-200.zip"
 
@@ -226,8 +225,10 @@ def test_tiny_imagenet_is_fetched_checked_and_kept(tiny, tmp_path, capsys):
 
 
 def test_a_damaged_tiny_imagenet_is_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_folders, "TINY_MD5", "0" * 32)
-    with pytest.raises(FileError, match="cannot download tiny-imagenet"):
+    (remote,) = SOURCES["tiny-imagenet"].files
+    other = (dataclasses.replace(remote, checksum="0" * 32),)  # as the one that is known of it, MD5
+    monkeypatch.setitem(SOURCES, "tiny-imagenet", dataclasses.replace(SOURCES["tiny-imagenet"], files=other))
+    with pytest.raises(FileError, match="cannot download tiny-imagenet.* has the MD5 .* and not 0000"):
         fetch("tiny-imagenet", tmp_path / "data")
     assert not list((tmp_path / "data").iterdir())
     with zipfile.ZipFile(tiny) as archive:
@@ -238,21 +239,22 @@ def test_a_damaged_tiny_imagenet_is_refused(tiny, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def svhn(mirror, monkeypatch):
+def svhn(publish, monkeypatch):
     """SVHN with a few house numbers, served as its authors serve it."""
     savemat = pytest.importorskip("scipy.io").savemat
     from torchvision.datasets import SVHN
 
-    folder, address, _ = mirror
-    rng, split_list = np.random.default_rng(0), {}
+    rng, split_list, files = np.random.default_rng(0), {}, {}
     for part, count in (("train", 30), ("test", 10)):
         x = rng.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
         y = np.arange(count, dtype=np.uint8)[:, None] % 10 + 1  # their ten is a nought
-        savemat(folder / f"{part}_32x32.mat", {"X": x, "y": y})
-        digest = hashlib.md5((folder / f"{part}_32x32.mat").read_bytes()).hexdigest()
-        split_list[part] = [f"{address}{part}_32x32.mat", f"{part}_32x32.mat", digest]
+        file = io.BytesIO()
+        savemat(file, {"X": x, "y": y})
+        name = f"{part}_32x32.mat"
+        files[name] = file.getvalue()
+        split_list[part] = ["", name, hashlib.md5(files[name]).hexdigest()]
     monkeypatch.setattr(SVHN, "split_list", split_list)
-    return folder
+    return publish("svhn", files)[0]
 
 
 def test_svhn_is_fetched_and_what_torchvision_left_is_read(svhn, tmp_path):

@@ -32,7 +32,7 @@ def test_files_stay_short_enough_to_read():
 FLOORS = [
     ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "markup"],
     ["finite", "checkpoint_files"],
-    ["threat", "modes", "batchnorm", "transport"],
+    ["threat", "modes", "batchnorm", "transport", "archives", "downloads"],
     [
         "checks",
         "models",
@@ -59,6 +59,7 @@ FLOORS = [
         "threads",
         "evaluate",
         "presets",
+        "run_checks",
         "run_view",
         "resume",
         "runs",

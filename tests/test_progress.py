@@ -1,6 +1,7 @@
 """A bar is one line in a terminal, a widget in a notebook, text in a log file; and it leaves nothing behind."""
 
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 import advtrain as at
-from advtrain import cli_data, cli_diagnose, cli_judge, progress
+from advtrain import cli_data, cli_diagnose, cli_judge, downloads, progress
 from advtrain.cli import main
 from advtrain.errors import AdvtrainWarning
 from advtrain.progress import progress_bar
@@ -264,16 +265,13 @@ def test_commands_can_be_told_to_show_a_bar_or_none(tmp_path, problem, monkeypat
 def test_downloads_show_this_bar_and_no_other(monkeypatch, mirror):
     folder, address, _ = mirror
     (folder / "file").write_bytes(bytes(100_000))
-    from torchvision.datasets import utils
-
-    theirs = utils.tqdm
-    for show, wanted in ((False, r""), (True, r"download: 100% 100k/100k .*B/s\]\n")):
+    remote = downloads.Remote(f"{address}file", 100_000, hashlib.sha256(bytes(100_000)).hexdigest())
+    for show, wanted in ((False, r""), (True, r"file: 100% 100k/100k .*B/s\]\n")):
         log = Log()
         monkeypatch.setattr(sys, "stderr", log)
-        with progress.downloads(show):
-            utils._urlretrieve(f"{address}file", folder / "copy")
+        downloads.download(remote, folder / "copy", progress=show)
         assert re.fullmatch(wanted, log.getvalue()), log.getvalue()
-        assert utils.tqdm is theirs and (folder / "copy").stat().st_size == 100_000
+        assert (folder / "copy").stat().st_size == 100_000
 
 
 CELLS = """

@@ -118,7 +118,8 @@ class Judge:
         The example is written first and the verdict last, so that whatever happens between loses work and not truth.
         """
         if row:
-            assert bool(self.threat.contains(x_adv[broken], x[broken]).all()), f"{self.plan[row - 1].name}: outside"
+            inside = bool(self.threat.contains(x_adv[broken], x[broken]).all())
+            assert inside, f"{self.plan[row - 1].name}: outside"  # nosec B101 # of our own attacks, which project
             self.examples[index[broken.cpu()]] = x_adv[broken]
         self.state.broken_by[index[broken.cpu()]] = row
         self.state.met[row, index] = True

@@ -74,7 +74,10 @@ class State:
         about = {"format": FORMAT, "key": self.key, "passes": self.passes, "warnings": self.warnings}
         tensors = {"broken_by": self.broken_by, "met": self.met.to(torch.uint8)}
         with atomic(self.path) as partial:
-            save_file(tensors, partial, metadata={"about": json.dumps(about)})
+            try:
+                save_file(tensors, partial, metadata={"about": json.dumps(about)})
+            except SafetensorError as error:  # how safetensors says that the disk is full
+                raise OSError(f"{error}") from error
         self._saved = time.monotonic()
 
     def _load(self) -> None:
@@ -82,8 +85,9 @@ class State:
             with safe_open(self.path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
                 broken_by, met = file.get_tensor("broken_by"), file.get_tensor("met").bool()
-            kind, key, passes, warnings = about["format"], dict(about["key"]), about["passes"], about["warnings"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            kind, key, warnings = about["format"], dict(about["key"]), [str(text) for text in about["warnings"]]
+            passes = {name: int(about["passes"][name]) for name in self.passes}
+        except (SafetensorError, OSError, RecursionError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise FileError(f"{self.path} is damaged or no state of AutoAttack: {error}; delete it") from error
         other = [name for name in self.key if key.get(name) != self.key[name]]
         if kind != FORMAT or other or broken_by.shape != self.broken_by.shape or met.shape != self.met.shape:
@@ -92,8 +96,7 @@ class State:
                 "another file, or delete it"
             )
         self.broken_by, self.met = broken_by, met
-        self.passes = {name: int(passes[name]) for name in self.passes}
-        self.warnings = [str(text) for text in warnings]
+        self.passes, self.warnings = passes, warnings
 
 
 def fingerprint(model: nn.Module, split: Split, options: dict[str, Any]) -> dict[str, str]:

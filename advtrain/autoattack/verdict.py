@@ -82,7 +82,7 @@ class AutoAttackReport(Report):
     def from_dict(cls, value: dict[str, Any]) -> AutoAttackReport:
         """The report that `to_dict` wrote."""
         return cls(
-            Threat(**value["threat"]), [Row(**row) for row in value["rows"]], value["version"],
+            Threat(**value["threat"]), [Row.from_dict(row) for row in value["rows"]], value["version"],
             tuple(value["attacks"]), warnings=list(value["warnings"]), passes=dict(value["passes"]),
         )  # fmt: skip
 

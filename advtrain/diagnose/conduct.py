@@ -114,7 +114,7 @@ def _best_range(
     for name, change in changes.items():
         try:
             logits = torch.cat([subject(part) for part in change(x).split(batch_size)])
-        except Exception:  # a model may refuse pixels outside [0, 1], and is right to do so
+        except Exception:  # nosec B112 # a model may refuse pixels outside [0, 1], and is right to do so
             continue
         right[name], loss[name] = logits.argmax(1) == y, float(cross_entropy(logits, y).mean())
     best = max(right, key=lambda name: int(right[name].sum()))

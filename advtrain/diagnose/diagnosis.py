@@ -151,7 +151,7 @@ class Diagnosis:
         curve = Curve(**{name: tuple(values) for name, values in value["curve"].items()})
         return cls(
             Threat(**value["threat"]), value["images"], tuple(findings), tuple(value["causes"]), value["verdict"],
-            tuple(Row(**row) for row in value["attacks"]), curve, value["seed"],
+            tuple(Row.from_dict(row) for row in value["attacks"]), curve, value["seed"],
         )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:

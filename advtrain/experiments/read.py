@@ -76,7 +76,7 @@ def _parse(path: Path) -> dict[str, Any]:
         return table
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist; advtrain reproduce --list shows those of the package") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of which TOMLDecodeError is a ValueError
         raise FileError(f"{path} cannot be read as TOML: {error}") from error
 
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from ..errors import at_least, bad
 from .base import Classifier, GlobalPool, activation_layer, square_enough
 
+DEEPEST = 10_000
+"""Layers: from here on a depth is taken for a mistake."""
+
 
 class WideBlock(nn.Module):
     """BN - activation - conv3x3 - BN - activation - dropout - conv3x3, plus the shortcut.
@@ -52,7 +55,7 @@ class WideResNet(Classifier):
     Args:
         shape: (C, H, W) with H, W >= 4.
         num_classes: number of logits.
-        depth: 6n + 4, at least 10.
+        depth: 6n + 4, in 10..10,000.
         width: the widening factor k, at least 1.
         dropout: probability in [0, 1) between a block's two convolutions.
         activation: one of `ACTIVATIONS`.
@@ -74,8 +77,8 @@ class WideResNet(Classifier):
         super().__init__(shape)
         square_enough(shape, 4, "wideresnet")
         at_least("width", width, 1)
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
-            bad("depth", depth, "6n + 4 with n >= 1", "the papers use 16, 28, 34, 40 and 70")
+        if isinstance(depth, bool) or not isinstance(depth, int) or not 10 <= depth <= DEEPEST or (depth - 4) % 6:
+            bad("depth", depth, f"6n + 4 in 10..{DEEPEST:,}", "the papers use 16, 28, 34, 40 and 70")
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             bad("dropout", dropout, "in [0, 1)")
         channels = 16

@@ -15,7 +15,7 @@ from ..threat import Threat
 from .configs import config_of, fill_config, fill_experiment, readable
 from .paired import ALWAYS
 
-FILE = {"format": int, "experiment": dict, "digest": str, "provenance": list, "runs": list}
+FILE = {"format": int, "experiment": dict, "digest": str, "provenance": list, "runs": list, "sum": str}
 EXPERIMENT = {
     "name": str, "title": str, "about": str, "data": dict, "model": dict, "threat": dict, "judge": dict, "seeds": list,
     "methods": list, "compare": list,
@@ -30,7 +30,7 @@ JUDGED = {"autoattack": dict, "diagnose": dict, "seconds": float, "call": int}
 DIAGNOSIS = {"verdict": str, "causes": list}
 PROVENANCE = {"command": str, "start": str, "end": str, "device": str, "versions": dict}
 MAY_BE_NONE = ("forwards", "forwards_total")
-MAY_BE_MISSING = ("made", "cpu")  # in the earliest files
+MAY_BE_MISSING = ("made", "cpu", "sum")  # in the earliest files
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,6 +62,9 @@ def check_results(value: Any, path: Path) -> None:
             _run(run, where, len(value["provenance"]))
             _claim((run["method"], run["seed"]) not in seen, where, "repeats an earlier run's method and seed")
             seen.add((run["method"], run["seed"]))
+        whole = digest_of({key: value[key] for key in ("provenance", "runs")})  # last: the others say more
+        words = "are not what the sum was made of: something was changed afterwards; without its line 'sum' it is read"
+        _claim(value.get("sum", whole) == whole, "provenance or runs", words)
     except _Damaged as error:
         raise FileError(f"{path} is damaged: {error}") from error
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ArgumentError, FileError, bad, check_kind, is_real, one_of
+from ..errors import ArgumentError, FileError, at_least, bad, check_kind, is_real, one_of
 from ..files import read_json
 from ..report import Report, Row
 from ..runs import Run
@@ -159,7 +159,7 @@ def _entry(run: Any, where: str) -> _Entry:
         raise FileError(f"{where}: {folder} has no report.json: {hint}")
     try:
         report = Report.from_dict(read_json(folder / "report.json"))
-        seed = read_json(folder / "config.json")["options"]["seed"]
+        seed = at_least("seed", read_json(folder / "config.json")["options"]["seed"], 0)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{where}: {folder} is damaged: {error!r}") from error
     return _Entry(seed, report.threat, {row.name: row for row in report.rows}, where)

@@ -4,7 +4,8 @@
      "experiment": {...},       the experiment with every default written out
      "digest": "…",             its SHA-256
      "provenance": [{...}],     one for each call that made runs: command, commit, machine, versions, dates
-     "runs": [{...}]}           one for each method and seed; see `Trial`
+     "runs": [{...}],           one for each method and seed; see `Trial`
+     "sum": "…"}                SHA-256 of provenance and runs, so that no figure changes unseen; the earliest lack it
 
 Nothing in it is executed on loading. A reader of format 1 refuses what is not whole, and what a run or the experiment
 says of itself that does not agree. Keys that it does not know, in a run and its parts, it keeps and writes back.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import bad, one_of
 from ..files import atomic, digest_of
 from ..runs import Run
+from .configs import plain
 from .networks import load_trial
 from .paired import METRICS, Difference, paired
 from .table import as_html, as_markdown, as_text, table_rows
@@ -183,9 +185,15 @@ class Results:
         Raises:
             FileError: it cannot be written.
         """
-        text = _layout(self.to_dict())
+        value = self.to_dict()
+        text = _layout({**value, "sum": sum_of(plain(value))})
         with atomic(path) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def sum_of(value: dict[str, Any]) -> str:
+    """SHA-256 of what a results file says beside its experiment, which has one of its own."""
+    return digest_of({key: value[key] for key in ("provenance", "runs")})
 
 
 def _layout(value: dict[str, Any]) -> str:
