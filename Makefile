@@ -7,7 +7,7 @@ BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 tests book
 
-.PHONY: help setup book pdf links notebooks browser check test test-all lock clean
+.PHONY: help setup book pdf links notebooks browser check test test-all matrix lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,10 +45,14 @@ test: setup ## Test the package, every notebook against its stored outputs, and 
 test-all: setup ## The same with the slow tests
 	$(PYTEST) -m ""
 
+matrix: ## For maintainers: all tests with the oldest and the newest versions that are allowed (needs uv)
+	uv run --no-project --python ">=3.11" tools/matrix.py oldest $(if $(TORCH),--torch $(TORCH))
+	uv run --no-project --python ">=3.11" tools/matrix.py newest $(if $(TORCH),--torch $(TORCH))
+
 lock: ## For maintainers: resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --generate-hashes --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 clean: ## Remove what was built or cached (keeps .venv and runs/)
-	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv-oldest .venv-newest _build build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
