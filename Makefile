@@ -9,7 +9,7 @@ JOBS ?= 2
 SECONDS ?= 600
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 tests book
 
-.PHONY: help setup book pdf links notebooks browser check test test-all fuzz audit lock clean
+.PHONY: help setup book pdf links notebooks browser check test test-all matrix fuzz audit lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,10 +54,14 @@ fuzz: setup ## Give the readers of files damaged ones for ten minutes; SECONDS=6
 audit: ## For maintainers: ask whether weaknesses of the locked versions are known (needs pip-audit)
 	pip-audit --requirement requirements.lock --require-hashes --disable-pip
 
+matrix: ## For maintainers: all tests with the oldest and the newest versions that are allowed (needs uv)
+	uv run --no-project --python ">=3.11" tools/matrix.py oldest $(if $(TORCH),--torch $(TORCH))
+	uv run --no-project --python ">=3.11" tools/matrix.py newest $(if $(TORCH),--torch $(TORCH))
+
 lock: ## For maintainers: resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --generate-hashes --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 clean: ## Remove what was built or cached (keeps .venv and runs/)
-	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv-oldest .venv-newest _build build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +

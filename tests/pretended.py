@@ -152,6 +152,7 @@ def pretended():
     plain = Rng.generator
     changed.setattr(Rng, "generator", lambda self, device="cpu": plain(self, "cpu"))
     changed.setattr(torch.mps, "synchronize", lambda: None)
+    changed.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: True)  # autocast asks, before 2.7
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter becomes another, not only its data
     try:
         with Literals(), Factories():

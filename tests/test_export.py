@@ -186,12 +186,17 @@ def test_a_program_can_run_code_when_it_is_loaded_as_its_description_says(folder
     torch.save(Evil(tmp_path / "harm"), tmp_path / "pickle")
     with zipfile.ZipFile(folder / "model.pt2") as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    config = next(name for name in files if name.endswith("weights_config.json"))
-    table = json.loads(files[config])
-    weight = next(iter(table["config"].values()))
-    weight["use_pickle"] = True
-    files[config] = json.dumps(table).encode()
-    files[next(name for name in files if name.endswith(f"/{weight['path_name']}"))] = (tmp_path / "pickle").read_bytes()
+    config = next((name for name in files if name.endswith("weights_config.json")), None)
+    if config is None:  # PyTorch 2.6 keeps all weights in one pickle
+        pickled = "serialized_state_dict.pt"
+    else:
+        table = json.loads(files[config])
+        weight = next(iter(table["config"].values()))
+        weight["use_pickle"] = True
+        files[config] = json.dumps(table).encode()
+        pickled = next(name for name in files if name.endswith(f"/{weight['path_name']}"))
+    assert pickled in files
+    files[pickled] = (tmp_path / "pickle").read_bytes()
     with zipfile.ZipFile(tmp_path / "evil.pt2", "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)

@@ -2,8 +2,8 @@
 
 import itertools
 import math
+import warnings
 
-import ot
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 
 import advtrain as at
 from advtrain.transport import cost_matrix, sinkhorn, sinkhorn_plan
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash in a docstring of POT, where it is not compiled yet
+    import ot
 
 SIZES = st.tuples(st.integers(1, 7), st.integers(1, 7), st.integers(1, 5), st.integers(0, 2**31))
 

@@ -107,7 +107,7 @@ def build_model(
 
     # Weights are drawn on the CPU whatever the default device is, so a seed means the same weights everywhere. Only the
     # CPU generator is seeded and put back: `torch.manual_seed` would also reset those of every accelerator.
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # what `get_default_device` says, which in PyTorch 2.6 overlooks `with device:`
     where = torch.device("meta" if device.type == "meta" else "cpu")
     with global_draws(Rng(seed, "weights").seed), where:
         model = entry.builder(shape, num_classes, **options)
