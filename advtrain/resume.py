@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .checkpoint_files import Checkpoints
 from .dataset import Split
-from .errors import FileError, bad
+from .errors import FileError, bad, check_flag, check_path
 from .files import check_free_of, check_writable, read_json
 from .processes import count
 
@@ -163,10 +163,12 @@ def fingerprint(x: Tensor, y: Tensor, looked_at: int = 256) -> str:
     return found.hexdigest()[:16]
 
 
-def check_resume(resume: Any, every: int | None, out: Any, overwrite: bool) -> None:
+def check_resume(resume: bool, every: int | None, out: Any, overwrite: bool) -> None:
     """Refuse to resume, or to write checkpoints, where there is no folder; and to resume what is to be replaced."""
-    if not isinstance(resume, bool):
-        bad("resume", resume, "True or False", "the folder is `out`")
+    check_flag("resume", resume)
+    check_flag("overwrite", overwrite)
+    if out is not None:
+        check_path("out", out, "folder")
     if resume and overwrite:
         bad("resume", resume, "possible with overwrite=True", "to go on, or to begin anew: choose one")
     for name, value in (("resume", resume), ("checkpoint_every", every)):

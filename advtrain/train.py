@@ -17,7 +17,7 @@ from .checkpoint_files import Checkpoints
 from .checks import check_model
 from .data import Split, as_dataset
 from .defense import Defense
-from .errors import at_least, bad
+from .errors import at_least, bad, check_flag
 from .interrupt import blaming_ctrl_c, interruptible
 from .loader import make_loader
 from .loop import Loop
@@ -150,6 +150,8 @@ def fit(
     if on_epoch is not None and not callable(on_epoch):
         bad("on_epoch", on_epoch, "a function of the epoch's record")
     check_callbacks(callbacks)
+    check_flag("bf16", bf16, none="the choice of the device")
+    check_flag("progress", progress, none="a bar where somebody watches")
     if isinstance(data, (str, Path)):
         bad("data", data, "a data set", f"load it first: at.load_data({str(data)!r})")
     where = find_device(shared_device(device))

@@ -19,7 +19,7 @@ RUNS = [
         ({"path": "run-config"},
          "run-config/config.json cannot be read as JSON: …; it is damaged, or another kind of file"),
         ({"path": "run-format"}, "run-format has format 99, this version reads 1: update advtrain-book"),
-        ({"path": "run-key"}, "run-key/config.json is damaged: KeyError('options')"),
+        ({"path": "run-key"}, "run-key/config.json is damaged: it lacks 'options'"),
         ({"path": "run-list"},
          "run-list/config.json is damaged: …"),
         ({"path": "run-option"},

@@ -298,8 +298,8 @@ MODELS = [
     ),
     *wrong(
         "wideresnet", ArgumentError,
-        ({"depth": 27}, "depth=27 is not 6n + 4 with n >= 1: the papers use 16, 28, 34, 40 and 70"),
-        ({"depth": "28"}, "depth='28' is not 6n + 4 with n >= 1: write it without quotes"),
+        ({"depth": 27}, "depth=27 is not 6n + 4 in 10..10,000: the papers use 16, 28, 34, 40 and 70"),
+        ({"depth": "28"}, "depth='28' is not 6n + 4 in 10..10,000: write it without quotes"),
         ({"dropout": 1.0}, "dropout=1.0 is not in [0, 1)"),
         ({"dropout": "0.3"}, "dropout='0.3' is not in [0, 1): write it without quotes"),
         ({"shape": (3, 2, 2)},

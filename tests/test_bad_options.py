@@ -309,6 +309,21 @@ FIT = [
         ({"select": "Best"}, "select='Best' is not one of last, best: did you mean 'best'?"),
         ({"select": "best", "validate_every": 0},
          "select='best' is not possible without validation: keep val > 0 and validate_every > 0, or select='last'"),
+        ({"on_overfit": "halt"}, "on_overfit='halt' is not one of warn, stop, rewind"),
+        ({"on_overfit": "rewind", "validate_every": 0},
+         "on_overfit='rewind' is not possible without validation: keep val > 0 and validate_every > 0, or "
+         "on_overfit='warn'"),
+        ({"checkpoint_every": -1}, "checkpoint_every=-1 is not an integer of at least 0: 0 writes none"),
+        ({"checkpoint_every": 100}, "checkpoint_every=100 is not possible without a folder: name one: out='runs/x'"),
+        ({"resume": "runs/x"},
+         "resume='runs/x' is not True or False: write it without quotes: of text even 'no' would count as true"),
+        ({"resume": True}, "resume=True is not possible without a folder: name one: out='runs/x'"),
+        ({"resume": True, "overwrite": True, "out": "x"},
+         "resume=True is not possible with overwrite=True: to go on, or to begin anew: choose one"),
+        ({"overwrite": "yes"},
+         "overwrite='yes' is not True or False: write it without quotes: of text even 'no' would count as true"),
+        ({"bf16": "bf16"}, "bf16='bf16' is not True, False or None: None stands for the choice of the device"),
+        ({"progress": 1}, "progress=1 is not True, False or None: None stands for a bar where somebody watches"),
         ({"validate_every": -1}, "validate_every=-1 is not an integer of at least 0: 0 switches validation off"),
         ({"val_steps": 0}, "val_steps=0 is not an integer of at least 1"),
         ({"seed": -1}, "seed=-1 is not an integer of at least 0"),
@@ -473,7 +488,6 @@ def test_without_the_mistake_the_call_works(call, tmp_path, monkeypatch):
 
 
 UNCHECKED = {
-    ("fit", "overwrite"), ("fit", "bf16"), ("fit", "progress"),
     *((name, "check") for name in ATTACKS),  # it is there to skip checks: whatever counts as false does
 }  # fmt: skip
 

@@ -163,7 +163,7 @@ def test_a_folder_is_named_with_a_slash(animals, monkeypatch):
     data = load_data(Path("cifar10"))
     monkeypatch.chdir("/")
     assert data.classes == ("cat", "dog") and load_data(**data.spec).train.x.equal(data.train.x)
-    with pytest.raises(FileError, match="digits does not exist; the set of that name is 'digits'"):
+    with pytest.raises(FileError, match="digits does not exist: the set of that name is 'digits'"):
         load_data(Path("digits"))
 
 

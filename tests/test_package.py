@@ -78,7 +78,18 @@ FLOORS = [
     ],
     ["results"],
     ["experiments"],
-    ["options", "cli_data", "cli_judge", "cli_diagnose", "cli_reproduce", "cli_export", "cli", "__main__", "__init__"],
+    [
+        "options",
+        "cli_data",
+        "cli_judge",
+        "cli_diagnose",
+        "cli_reproduce",
+        "cli_export",
+        "cli_errors",
+        "cli",
+        "__main__",
+        "__init__",
+    ],
 ]
 
 
