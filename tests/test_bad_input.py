@@ -368,7 +368,7 @@ MODELS = [
          " or needs options={'num_classes': 10} (--model-option)"),
         ({"model": Made(lambda: net(channels=3))},
          "model='wrong_calls:Net' cannot be judged on few digits, images of 1x8x8: the model fails on a batch of"
-         " shape (2, 1, 8, 8), torch.float32 on cpu: RuntimeError: …;"
+         " shape (2, 1, 8, 8), torch.float32 on cpu: RuntimeError: …; "
          "its normalisation takes 3 channels and the images have 1"),
         ({"model": Made(lambda: net().to("meta"))},
          "model='wrong_calls:Net': norm.weight is on the meta device, which holds no numbers: make the network "
