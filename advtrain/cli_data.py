@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from . import data as data_room
+from .cli_errors import Commands
 from .errors import FileError
-from .options import PROGRESS, Commands
+from .options import PROGRESS
 
 
 @click.group("data", cls=Commands)

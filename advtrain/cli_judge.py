@@ -19,6 +19,7 @@ import click
 from torch import nn
 
 from .autoattack import VERSIONS, autoattack
+from .cli_errors import Choice
 from .data import Dataset, Split, load_data
 from .dataset import pixel_bytes
 from .errors import ArgumentError
@@ -27,7 +28,7 @@ from .factories import without_folder
 from .files import check_writable, write_json
 from .foreign import open_model
 from .modes import place
-from .options import DATA_HELP, PROGRESS, Choice, Numbers, Radius, name_values, refuse
+from .options import DATA_HELP, PROGRESS, Numbers, Radius, name_values, refuse
 from .provenance import provenance
 from .report import Report
 from .runs import Run, load_run

@@ -64,7 +64,18 @@ FLOORS = [
     ],
     ["results"],
     ["experiments"],
-    ["options", "cli_data", "cli_judge", "cli_diagnose", "cli_reproduce", "cli_export", "cli", "__main__", "__init__"],
+    [
+        "cli_errors",
+        "options",
+        "cli_data",
+        "cli_judge",
+        "cli_diagnose",
+        "cli_reproduce",
+        "cli_export",
+        "cli",
+        "__main__",
+        "__init__",
+    ],
 ]
 
 
