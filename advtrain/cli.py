@@ -22,7 +22,7 @@ from .attacks import ATTACKS
 from .callbacks import TensorBoard
 from .cli_data import data_group
 from .cli_diagnose import diagnose_command
-from .cli_errors import Commands, one_line
+from .cli_errors import Choice, Commands, one_line
 from .cli_export import export_command
 from .cli_judge import evaluate_command, source_of, verdict
 from .cli_reproduce import reproduce_command
@@ -34,7 +34,6 @@ from .files import check_free_of, check_writable, write_json
 from .models import MODELS, build_model
 from .options import (
     DATA_HELP,
-    Choice,
     field_options,
     name_values,
     preset_options,

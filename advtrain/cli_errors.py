@@ -1,4 +1,4 @@
-"""A wrong command line in one line: what click says of it, and what was probably meant."""
+"""What is said of a wrong command line: what there is, what was probably meant, and where to read more."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ def one_line(error: click.ClickException) -> str:
     said = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     return f"{said} ({context.command_path} --help says more)" if context is not None else said
+
+
+class Choice(click.Choice):
+    """One of several words; its error also says which was probably meant."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            one_of("", value, self.choices)
+        except ArgumentError as error:
+            self.fail(str(error)[1:], param, ctx)
+        return super().convert(value, param, ctx)

@@ -18,6 +18,7 @@ import click
 from torch import nn
 
 from .autoattack import VERSIONS, judge_split
+from .cli_errors import Choice
 from .data import Dataset, Split, load_data
 from .errors import ArgumentError
 from .evaluate import PROTOCOLS, check_subject, evaluate
@@ -25,7 +26,7 @@ from .factories import without_folder
 from .files import check_writable, write_json
 from .foreign import open_model
 from .modes import place
-from .options import DATA_HELP, PROGRESS, Choice, Numbers, Radius, name_values, refuse
+from .options import DATA_HELP, PROGRESS, Numbers, Radius, name_values, refuse
 from .provenance import provenance
 from .report import Report
 from .runs import Run, load_run

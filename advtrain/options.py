@@ -15,7 +15,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .errors import ArgumentError, one_of
+from .cli_errors import Choice
+from .errors import ArgumentError
 from .modes import BN_MODES
 from .presets import PRESETS, Preset
 from .recipe import ON_OVERFIT, OPTIMIZERS
@@ -40,17 +41,6 @@ PROGRESS = click.option(
     default=None,
     help="Show a bar, or in a log file a line every ten seconds; by default only in a terminal.",
 )
-
-
-class Choice(click.Choice):
-    """One of several words; its error also says which was probably meant."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            one_of("", value, self.choices)
-        except ArgumentError as error:
-            self.fail(str(error)[1:], param, ctx)
-        return super().convert(value, param, ctx)
 
 
 class Radius(click.ParamType):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .attacks.gradient import check_box
 from .checks import check_images, check_labels, check_model, check_threat
-from .errors import ModelError, at_least, bad, check_kind
+from .errors import ModelError, at_least, bad, check_kind, kind_of
 from .modes import attacking, evaluating
 from .rng import Rng, as_rng, global_draws
 from .threat import Threat
@@ -181,7 +181,7 @@ def synthesize(
     """
     generator = getattr(source, "generator", source)
     if not isinstance(generator, Generator):
-        came = "a defense without a generator" if generator is None else type(generator).__name__
+        came = "a defense without a generator" if generator is None else kind_of(generator)
         bad("source", came, "a Generator, or an RvS after training", "fit it first, or call setup")
     threat, clip = check_threat(threat or getattr(source, "threat", None)), clip or getattr(source, "clip", None)
     if threat.norm != "linf":

@@ -239,8 +239,8 @@ DATA = [
     *wrong(
         "fit evaluate diagnose", ModelError,
         ({"data": pair(lambda: images().repeat(1, 3, 1, 1))},
-         "…the model fails on a batch of shape … 3, 8, 8), torch.float32 on cpu: RuntimeError: running_mean "
-         "should contain 3 elements not 1; its normalisation takes 1 channels and the images have 3"),
+         "…the model fails on a batch of shape … 3, 8, 8), torch.float32 on cpu: RuntimeError: …; "
+         "its normalisation takes 1 channels and the images have 3"),
         ({"data": pair(y=lambda: labels() + 10)},
          "…the model returns 10 logits and the data have 19 classes: build it with num_classes=19"),
     ),
@@ -348,10 +348,7 @@ MODELS = [
         ({"mean": (0.5, 0.5), "std": (0.5, 0.5, 0.5)},
          "std=(0.5, 0.5, 0.5) is not as long as mean=(0.5, 0.5): give one number per channel"),
         ({"pick": 1.5}, "pick=1.5 is not a name, or a position: such as 'logits', or 0 of a tuple"),
-        ({"device": "gpu"},
-         "device='gpu' is not available here: Expected one of cpu, cuda, ipu, xpu, mkldnn, opengl, opencl, "
-         "ideep, hip, ve, fpga, maia, xla, lazy, vulkan, mps, meta, hpu, mtia, privateuseone device type at "
-         "start of device string: gpu"),
+        ({"device": "gpu"}, "device='gpu' is not available here: …"),
         ({"seed": "x"}, "seed='x' is not an integer of at least 0"),
     ),
     *wrong(
@@ -365,15 +362,14 @@ MODELS = [
         "load_model", ModelError,
         ({"model": nn.Linear, "options": {"in_features": 64, "out_features": "ten"}},
          "model='torch.nn.modules.linear:Linear' fails with options={'in_features': 64, 'out_features': 'ten'}: "
-         "TypeError: empty(): argument 'size' (position 1) must be tuple of ints, but found element of type str "
-         "at pos 0"),
+         "TypeError: …"),
         ({"model": Made(lambda: net(3))},
          "model='wrong_calls:Net' returns 3 logits and few digits has 10 classes: the network is for other data,"
          " or needs options={'num_classes': 10} (--model-option)"),
         ({"model": Made(lambda: net(channels=3))},
          "model='wrong_calls:Net' cannot be judged on few digits, images of 1x8x8: the model fails on a batch of"
-         " shape (2, 1, 8, 8), torch.float32 on cpu: RuntimeError: …;"
-         " its normalisation takes 3 channels and the images have 1"),
+         " shape (2, 1, 8, 8), torch.float32 on cpu: RuntimeError: …; "
+         "its normalisation takes 3 channels and the images have 1"),
         ({"model": Made(lambda: net().to("meta"))},
          "model='wrong_calls:Net': norm.weight is on the meta device, which holds no numbers: make the network "
          "on the CPU, outside torch.device('meta')"),
@@ -404,11 +400,11 @@ MODELS = [
         ({"model": Made(lambda: after(lambda z: z[0]))}, "the model returns shape (10,) for … images, not … K) logits"),
         ({"model": Made(lambda: net(3))}, "the model returns 3 logits and the data have … classes: build it with …"),
         ({"model": Made(lambda: net(channels=3))},
-         "the model fails on a batch of shape … 1, 8, 8), torch.float32 on cpu: RuntimeError: running_mean "
-         "should contain 1 elements not 3; its normalisation takes 3 channels and the images have 1"),
+         "the model fails on a batch of shape … 1, 8, 8), torch.float32 on cpu: RuntimeError: …; "
+         "its normalisation takes 3 channels and the images have 1"),
         ({"model": Made(lambda: net().half())},
-         "the model fails on a batch of shape … 1, 8, 8), torch.float32 on cpu: RuntimeError: mixed dtype (CPU):"
-         " expect parameter to have scalar type of Float; its weights are torch.float16: model.float() widens "
+         "the model fails on a batch of shape … 1, 8, 8), torch.float32 on cpu: RuntimeError: …; "
+         "its weights are torch.float16: model.float() widens "
          "them, as ε-balls need"),
         ({"model": Made(lambda: net().to("meta"))},
          "the model is on the meta device, which holds no numbers: load its weights on another one"),

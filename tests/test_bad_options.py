@@ -329,13 +329,8 @@ FIT = [
         ({"seed": -1}, "seed=-1 is not an integer of at least 0"),
         ({"seed": torch.tensor(3)},
          "seed=tensor(3) is not an integer of at least 0: take the number out of it: .item()"),
-        ({"device": "gpu"},
-         "device='gpu' is not available here: Expected one of cpu, cuda, ipu, xpu, mkldnn, opengl, opencl, "
-         "ideep, hip, ve, fpga, maia, xla, lazy, vulkan, mps, meta, hpu, mtia, privateuseone device type at "
-         "start of device string: gpu"),
-        ({"device": "cuda:99"},
-         "device='cuda:99' is not available here: Found no NVIDIA driver on your system. Please check that you "
-         "have an NVIDIA GPU and installed a driver from http://www.nvidia.com/Download/index.aspx"),
+        ({"device": "gpu"}, "device='gpu' is not available here: …"),
+        ({"device": "cuda:99"}, "device='cuda:99' is not available here: …"),
         ({"out": 3}, "out=3 is not the path of a folder: write it as text, or as a Path"),
         ({"out": ""}, "out='' is not the path of a folder: '.' is the current folder"),
         ({"on_epoch": "print"}, "on_epoch='print' is not a function of the epoch's record"),
@@ -344,7 +339,7 @@ FIT = [
          "callbacks=[…]"),
         ({"callbacks": [at.callbacks.EarlyStopping]},
          "callbacks='EarlyStopping' is not made yet: it is a class: write EarlyStopping(…)"),
-        ({"callbacks": ["early"]}, "callbacks='early' is not a function of the run"),
+        ({"callbacks": ["early"]}, "callbacks='early' is not a function of the run…"),
     ),
     *wrong(
         "fit", DataError,

@@ -239,7 +239,7 @@ def test_it_serialises_and_is_shown_in_a_notebook():
         (({"a": [report(1)]},), {}, "at least two methods"),
         (([report(1), report(2)],), {}, r"write compare\(runs_of_a, runs_of_b\)"),
         ((7,), {}, "runs=7 is not a Mapping"),
-        ((report(1), 7), {}, r"runs\['b'\]\[0\]='int' is not a Report, a Run"),
+        ((report(1), 7), {}, r"runs\['b'\]\[0\]=7 is not a Report, a Run"),
         (({"a": [], "b": [report(1)]},), {}, r"runs\['a'\]=\[\] is not at least one run"),
         ((report(1), report(2)), {"metric": "pdg"}, "metric='pdg' is not one of clean, pgd: did you mean 'pgd'"),
         ((report(1), Report(LINF, [Row("clean", 1, 200)])), {}, r"runs\['b'\]\[0\] has no row 'pgd'"),

@@ -317,7 +317,7 @@ def test_an_exit_in_a_run_is_a_failed_run(monkeypatch):
             'defense = "fast-bat"\nfit = { compile = true }',
             r"fast: compile=True is not possible with fast-bat",
         ),
-        ("width = 4", "width = 4\nnormalize = [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]", "two lists of 1 numbers"),
+        ("width = 4", "width = 4\nnormalize = [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]", "one of each for 1 channels"),
     ],
 )
 def test_what_cannot_be_made_is_refused_before_anything_is_written(tmp_path, old, new, message):

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ArgumentError, FileError, at_least, bad, check_kind, is_real, one_of
+from ..errors import ArgumentError, FileError, at_least, bad, check_kind, is_real, kind_of, one_of
 from ..files import read_json
 from ..report import Report, Row
 from ..runs import Run
@@ -89,7 +89,7 @@ def _groups(runs: Any, other: Any) -> dict[str, list[Any]]:
     """Labels and their runs, whatever form they came in."""
     if isinstance(runs, Results):
         if other is not None:
-            bad("other", type(other).__name__, "of use beside a Results", "it has the methods in it")
+            bad("other", kind_of(other), "of use beside a Results", "it has the methods in it")
         found = {label: runs.of(label) for label in runs.methods}
         return {label: made for label, made in found.items() if made}
     if other is not None:
@@ -150,7 +150,7 @@ def _entry(run: Any, where: str) -> _Entry:
     if path is None and isinstance(run, Run):
         raise ArgumentError(f"{where} is a run without a folder, and so without a verdict: give at.evaluate(...) of it")
     if not isinstance(path, (str, os.PathLike)):
-        bad(where, type(run).__name__, KINDS)
+        bad(where, kind_of(run), KINDS)
     folder = Path(path)
     if not (folder / "report.json").is_file():
         hint = (
