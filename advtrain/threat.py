@@ -14,7 +14,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from .errors import bad, is_real, one_of
+from .errors import bad, is_finite, one_of
 from .rng import Rng
 
 NORMS = ("linf", "l2")
@@ -49,7 +49,7 @@ class Threat:
         one_of("norm", self.norm, NORMS)
         for name in ("eps", "low", "high"):
             value = getattr(self, name)
-            if not is_real(value) or not math.isfinite(value):
+            if not is_finite(value):
                 hint = "write it without quotes" if isinstance(value, str) else f"a plain number: {name}=float({name})"
                 bad(name, value, "a finite number", hint)
             object.__setattr__(self, name, float(value))

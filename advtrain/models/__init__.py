@@ -134,7 +134,7 @@ def _resolve(normalize: Any, data: Any, channels: int) -> Any:
         normalize = (data.mean, data.std)
     try:
         mean, std = ([float(value) for value in values] for values in normalize)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         bad("normalize", normalize, "'data', 'image', None or (mean, std)", "mean and std have one number per channel")
     if len(mean) != channels or len(std) != channels:
         bad("normalize", [mean, std], f"two lists of {channels} numbers", f"the images have {channels} channels")
