@@ -119,7 +119,7 @@ def distort(value, rng):
             parent[path[-1]] = copy.deepcopy(other)
         elif kind == 3 and isinstance(parent[path[-1]], (int, float)):
             number = parent[path[-1]]
-            parent[path[-1]] = rng.choice((-number, number + 1, number * 1000, number / 3, str(number), [number]))
+            parent[path[-1]] = rng.choice((-number, number + 1, number * 1000, number // 3, str(number), [number]))
         else:
             parent[path[-1]] = copy.deepcopy(rng.choice(ODD))
     return value
