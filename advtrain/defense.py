@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_threat
-from .errors import bad, one_of
+from .errors import bad, is_finite, one_of
 from .modes import BN_MODES
 from .rng import Rng
 from .threat import Threat
@@ -227,9 +227,7 @@ def number(value: Any, low: float, high: float = math.inf) -> bool:
         low: the bound that it must exceed.
         high: the bound that it may reach.
     """
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and low < value <= high and math.isfinite(value)
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low < value <= high and is_finite(value)
 
 
 __all__ = ["Batch", "Defense", "Step", "carry", "gradients", "number", "trained"]

@@ -223,3 +223,18 @@ def is_real(value: Any) -> bool:
         value: whatever the caller was given.
     """
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether `value` is a real number of any type that a float can hold; a bool is none.
+
+    >>> is_finite(1), is_finite(float("nan")), is_finite(10**400)
+    (True, False, False)
+
+    Args:
+        value: whatever the caller was given.
+    """
+    try:
+        return is_real(value) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False

@@ -14,7 +14,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from .errors import bad, is_real, one_of
+from .errors import bad, is_finite, one_of
 from .rng import Rng
 
 NORMS = ("linf", "l2")
@@ -49,10 +49,9 @@ class Threat:
         one_of("norm", self.norm, NORMS)
         for name in ("eps", "low", "high"):
             value = getattr(self, name)
-            if not is_real(value) or not math.isfinite(value):
-                bad(
-                    name, value, "a finite number", f"such as {name}=8/255" if name == "eps" else "pixels are in [0, 1]"
-                )
+            if not is_finite(value):
+                hint = f"such as {name}=8/255" if name == "eps" else "pixels are in [0, 1]"
+                bad(name, value, "a finite number", hint)
             object.__setattr__(self, name, float(value))
         if not 0 <= self.low < self.high <= 1:
             bad("(low, high)", (self.low, self.high), "a box inside [0, 1]", "pixels are in [0, 1] in this package")

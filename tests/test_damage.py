@@ -431,6 +431,8 @@ def test_a_report_that_is_damaged_is_refused_by_name(tmp_path, run):
         (b"5", b"1.5"),
         (b'"clean"', b"[]"),
         (b"0.1", b"1e999"),
+        (b"0.1", b"9" * 400),
+        (b'5,\n      "total": 9', b'0, "total": 0'),
     ):
         assert old in good
         bad.append(good.replace(old, new))

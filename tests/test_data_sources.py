@@ -96,6 +96,9 @@ def test_labels_that_are_no_class_numbers_are_refused(data_folder, y, message):
 
 
 def test_names_of_classes_are_a_list(data_folder):
+    write(data_folder / "odd.npz", classes=np.zeros(200_000, "U0"))
+    with pytest.raises(DataError, match=r"odd classes=\(200000,\) is not of shape \(K,\), K at most 100,000"):
+        load_data("odd")
     write(data_folder / "odd.npz", classes=np.array("cat"))
     with pytest.raises(DataError, match=r"odd classes=\(\) is not of shape \(K,\)"):
         load_data("odd")

@@ -152,7 +152,7 @@ def test_no_array_executes_anything(tmp_path, marker, bomb, key):
     with zipfile.ZipFile(tmp_path / "evil.npz", "w") as packed:
         for name, content in {**members, f"{key}.npy": bomb}.items():
             packed.writestr(name, content)
-    with pytest.raises(FileError, match=r"evil\.npz cannot be read"):
+    with pytest.raises(FileError, match=rf"evil\.npz cannot be read as \.npz: {key} is no array"):
         load_data(tmp_path / "evil.npz")
 
 

@@ -49,8 +49,9 @@ ODD = [
 """Values that somebody forgot to think of."""
 
 ODD_TOML = [
-    "0", "-1", "1e999", "nan", "inf", '""', '"x"', "[]", "{}", "true", "9" * 30, '"none"', '"1/0"', "1979-05-27",
-    "[[1]]", '"""a\nb"""', "[" * 500 + "]" * 500, '"\\u0000"', "0x10", "1.5", "[0, 1]", '"8/255"', "100000000",
+    "0", "-1", "1e999", "nan", "inf", '""', '"x"', "[]", "{}", "true", "9" * 30, "9" * 400, '"none"', '"1/0"',
+    "1979-05-27", "[[1]]", '"""a\nb"""', "[" * 500 + "]" * 500, '"\\u0000"', "0x10", "1.5", "[0, 1]", '"8/255"',
+    "100000000",
 ]  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def distort(value, rng):
             parent[path[-1]] = copy.deepcopy(other)
         elif kind == 3 and isinstance(parent[path[-1]], (int, float)):
             number = parent[path[-1]]
-            parent[path[-1]] = rng.choice((-number, number + 1, number * 1000, number / 3, str(number), [number]))
+            parent[path[-1]] = rng.choice((-number, number + 1, number * 1000, number // 3, str(number), [number]))
         else:
             parent[path[-1]] = copy.deepcopy(rng.choice(ODD))
     return value

@@ -16,7 +16,7 @@ import torch
 from ..data import load_data
 from ..defense import Defense
 from ..defenses import DEFENSES
-from ..errors import ArgumentError, ModelError, at_least, bad, is_real, one_of
+from ..errors import ArgumentError, ModelError, at_least, bad, is_finite, one_of
 from ..evaluate import PROTOCOLS, Protocol
 from ..models import MODELS, build_model
 from ..recipe import check_options
@@ -146,7 +146,7 @@ def check_normalize(value: Any) -> int:
     if value in (None, "data", "image"):
         return 1
     pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, list) and part for part in value)
-    numbers = pair and all(is_real(number) and math.isfinite(number) for part in value for number in part)
+    numbers = pair and all(is_finite(number) for part in value for number in part)
     if not numbers or len(value[0]) != len(value[1]) or min(value[1]) <= 0:
         accepted = '"data", "image", "none" or [[means], [standard deviations]]'
         bad("normalize", value, accepted, "one number for each channel, such as [[0.5], [0.25]]")

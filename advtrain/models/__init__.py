@@ -140,7 +140,7 @@ def _resolve(normalize: Any, data: Any, channels: int) -> Any:
         normalize = (data.mean, data.std)
     try:
         mean, std = ([float(value) for value in values] for values in normalize)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         bad("normalize", normalize, "'data', 'image', None or (mean, std)", "mean and std have one number per channel")
     if len(mean) != channels or len(std) != channels:
         came = f"{len(mean)} means and {len(std)} deviations"
