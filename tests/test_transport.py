@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import advtrain as at
 from advtrain.transport import cost_matrix, sinkhorn, sinkhorn_plan
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash in a docstring of POT, where it is not compiled yet
+with warnings.catch_warnings():  # POT's docstrings hold backslashes, which Python mentions when it first compiles them
+    warnings.simplefilter("ignore", SyntaxWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)  # the same before Python 3.12
     import ot
 
 SIZES = st.tuples(st.integers(1, 7), st.integers(1, 7), st.integers(1, 5), st.integers(0, 2**31))
