@@ -32,8 +32,8 @@ def test_files_stay_short_enough_to_read():
 FLOORS = [
     ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "markup"],
     ["threat", "modes", "batchnorm", "transport"],
-    ["checks", "models", "data_view", "survey", "dataset", "mapped", "data_rows", "data_user", "data_folders", "data_known"],
-    ["data_sources", "data", "loader"],
+    ["checks", "models", "data_view", "survey", "dataset", "mapped", "data_rows", "data_user"],
+    ["data_folders", "data_known", "data_sources", "data", "loader"],
     ["attacks", "measure", "bilevel", "features", "synthesis"],
     ["defense", "parallel", "player"],
     ["defenses"],
