@@ -34,7 +34,10 @@ CHOICES: dict[str, Iterable[str]] = {
 }
 
 
-DATA_HELP = "digits, mnist, cifar10, …, an .npz file, or ./FOLDER with a folder of images for each class."
+DATA_HELP = (
+    "digits, mnist, cifar10, …, an .npz file, or ./FOLDER with a folder of images for each class, or with x_train.npy "
+    "and y_train.npy."
+)
 
 PROGRESS = click.option(
     "--progress/--no-progress",

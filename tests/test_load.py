@@ -2,8 +2,10 @@
 end than at its beginning."""
 
 import dataclasses
+import gc
 import os
 import sys
+import warnings
 import zipfile
 from contextlib import nullcontext
 
@@ -12,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import MIB, LiveTensors, in_a_process
+from memory import MIB, LiveTensors, in_a_process, things
 from torch import nn
 
 import advtrain as at
 from advtrain.data import MappedSplit, Split, as_dataset, as_split, load_data
+from advtrain.defenses import DEFENSES
 from advtrain.errors import AdvtrainWarning, ArgumentError, DataError, FileError
 from advtrain.evaluate import Protocol
 
@@ -113,12 +116,13 @@ for dtype in ("f2", "u1"):
     x = torch.from_numpy(some_images(2000, (3, 32, 32), dtype)[0])
     with torch.no_grad():
         y = torch.cat([model(as_float(part)).argmax(1) for part in x.split(100)])
-    judges = {"evaluate": lambda n: at.evaluate(model, (x[:n], y[:n]), threat, protocol=QUICK, batch_size=100)}
+    judges = {"evaluate": (100, lambda n: at.evaluate(model, (x[:n], y[:n]), threat, protocol=QUICK, batch_size=100))}
     if dtype == "u1":
-        judges["autoattack"] = lambda n: at.autoattack(model, x[:n], y[:n], threat, batch_size=100)
-    for name, judge in judges.items():
-        judge(200)
-        found[f"{name} of {dtype}"] = [peak_of(lambda: judge(n)) for n in (200, 2000)]
+        judges["autoattack"] = 50, lambda n: at.autoattack(model, x[:n], y[:n], threat, batch_size=50)
+    for name, (batch, judge) in judges.items():
+        judge(2 * batch)
+        few, many = (lambda: judge(2 * batch)), (lambda: judge(20 * batch))
+        found[f"{name} of {dtype}"] = max(peak_of(few) for _ in range(4)), peak_of(many)
 print(json.dumps(found))
 """
 
@@ -126,7 +130,7 @@ print(json.dumps(found))
 @linux
 def test_a_process_that_judges_needs_as_much_for_ten_times_the_images():
     for what, (few, many) in in_a_process(JUDGING).items():
-        assert few > 6 * MIB, f"{what}: more than what the kernel rounds"
+        assert few > 8 * MIB, f"{what}: more than what the kernel rounds"
         assert many <= 1.05 * few, f"{what}: {few / MIB:.1f} and {many / MIB:.1f} MiB"
 
 
@@ -329,18 +333,18 @@ from memory import Anonymous
 from test_load import FEW, QUICK
 
 torch.set_num_threads(1)
-folder, batch, epochs, few = sys.argv[1], *map(int, sys.argv[2:])
+folder, defense, few = sys.argv[1], at.defenses.DEFENSES[sys.argv[2]](FEW), int(sys.argv[3])
 
 def build(shape, classes):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(shape.numel(), classes))
 
 small = at.as_dataset((torch.rand(300, 3, 8, 8), torch.arange(300) % 10))
-warm = at.fit(build(torch.Size((3, 8, 8)), 10), at.defenses.FastAT(FEW), small, batch_size=100, epochs=1)
+warm = at.fit(build(torch.Size((3, 8, 8)), 10), defense, small, batch_size=100, epochs=1)
 at.evaluate(warm.model, small, FEW, protocol=QUICK)
 with Anonymous() as held:
     data = at.load_data(folder, val=few)
     model = build(torch.Size(data.shape), 10)
-    run = at.fit(model, at.defenses.FastAT(FEW), data, batch_size=batch, epochs=epochs, lr=0.001, val_steps=1)
+    run = at.fit(model, defense, data, batch_size=250, epochs=1, lr=0.001, val_steps=1)
     report = at.evaluate(model, data.test[:few], FEW, protocol=QUICK)
 counts = len(data.train), len(data.val), report.rows[0].total, len(run.history)
 print(json.dumps([held.growth, *counts]))
@@ -362,10 +366,10 @@ def folder_of(path, n, test, shape, every):
 
 
 @linux
-def test_a_hundred_thousand_images_are_trained_on_and_judged_in_much_less_memory_than_they_take(tmp_path):
+def test_a_hundred_thousand_images_are_trained_on_and_judged_in_less_memory_than_they_take(tmp_path):
     size = folder_of(tmp_path / "set", 100_000, 2_000, (3, 16, 16), every=1)
-    growth, *counts = in_a_process(STREAMING, tmp_path / "set", 250, 1, 500)
-    assert counts == [99_500, 500, 500, 1] and growth < size / 3, (growth / MIB, size / MIB)
+    growth, *counts = in_a_process(STREAMING, tmp_path / "set", "standard", 500, exact=False)
+    assert counts == [99_500, 500, 500, 1] and growth < size * 3 / 4, (growth / MIB, size / MIB)
 
 
 @linux
@@ -373,5 +377,99 @@ def test_a_hundred_thousand_images_are_trained_on_and_judged_in_much_less_memory
 def test_a_million_images_are_trained_on_and_judged_in_200_mib(tmp_path):
     size = folder_of(tmp_path / "set", 1_000_000, 20_000, (3, 32, 32), every=16)
     assert size > 2900 * MIB
-    growth, *counts = in_a_process(STREAMING, tmp_path / "set", 1000, 2, 2000)
-    assert counts == [998_000, 2000, 2000, 2] and growth < 200 * MIB, growth / MIB
+    growth, *counts = in_a_process(STREAMING, tmp_path / "set", "standard", 1000, exact=False)
+    assert counts == [999_000, 1000, 1000, 1] and growth < 200 * MIB, growth / MIB
+
+
+# A long training needs no more at its end than at its beginning.
+
+
+def tiny(name):
+    """A small network, a defense and 48 images."""
+    x, y = some_images(48, (1, 6, 6))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 10))
+    return model, DEFENSES[name](FEW, **({"samples": 8} if name == "sat-r1" else {})), as_dataset((x, y), val=8, test=8)
+
+
+def look_on(model, defense, data, at_epochs, **options):
+    """Train, and count tensors and objects after some epochs."""
+    found = []
+    gc.collect()
+    gc.freeze()  # what was there before plays no part, and is not gone through again and again
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AdvtrainWarning)  # noise is all there is to learn
+            watch = lambda record: found.append(things()) if record["epoch"] in at_epochs else None  # noqa: E731
+            at.fit(model, defense, data, epochs=max(at_epochs), on_epoch=watch, progress=False, **options)
+    finally:
+        gc.unfreeze()
+    return found
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_an_epoch_leaves_behind_its_record_and_nothing_else(name):
+    options = {"batch_size": 16, "lr": 0.01, "ema": 0.9, "val_steps": 1}
+    (tensors, objects), (later, more) = look_on(*tiny(name), at_epochs=(2, 6), **options)
+    assert later == tensors and more - objects <= 4, "a record may be an object"
+
+
+def test_a_validated_saved_and_watched_epoch_leaves_behind_its_record_and_nothing_else(tmp_path):
+    pytest.importorskip("tensorboard")
+    watching = [lambda run: None, at.callbacks.EarlyStopping(50), at.callbacks.TensorBoard(tmp_path / "board")]
+    options = {"out": tmp_path / "run", "callbacks": watching, "select": "best", "ema": 0.9, "val_steps": 2}
+    (tensors, objects), (later, more) = look_on(*tiny("fast-at"), at_epochs=(10, 30), batch_size=16, lr=0.01, **options)
+    assert later == tensors and more - objects <= 20, "a record may be an object"
+
+
+def test_a_judgement_leaves_nothing_behind(monkeypatch):
+    shorten(monkeypatch)
+    model, _, data = tiny("fast-at")
+
+    def judge():
+        at.evaluate(model, data, FEW, protocol=QUICK)
+        at.autoattack(model, data.test.x, data.test.y, FEW)
+
+    gc.collect()
+    gc.freeze()
+    try:
+        for _ in range(3):
+            judge()
+        tensors, objects = things()
+        for _ in range(12):
+            judge()
+        later, more = things()
+        assert later == tensors and more - objects < 12, "less than an object each"
+    finally:
+        gc.unfreeze()
+
+
+LONG = """
+import json, sys
+import torch, advtrain as at
+from memory import anonymous, things
+from test_load import FEW, tiny
+
+torch.set_num_threads(1)
+(name, out, epochs), found = sys.argv[1:], []
+model, defense, data = tiny(name)
+
+def look(run):
+    if len(run.history) in (int(epochs) // 5, int(epochs)):
+        found.append((*things(), anonymous(), len(json.dumps(run.history))))
+
+watching = [look, at.callbacks.EarlyStopping(10**6), at.callbacks.TensorBoard(f"{out}/board")]
+at.fit(model, defense, data, epochs=int(epochs), batch_size=16, lr=0.001, ema=0.9, val_steps=1, callbacks=watching,
+       select="best", out=f"{out}/run", progress=False)
+print(json.dumps(found))
+"""
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fast-at", "free", "fast-bat", "rvs"])
+def test_a_thousand_epochs_take_two_kib_each_for_their_records_and_nothing_else(tmp_path, name):
+    pytest.importorskip("tensorboard")
+    (tensors, objects, held, _), (later, more, holds, _) = in_a_process(LONG, name, tmp_path, 1000)
+    assert later == tensors and more - objects <= 800, "a record may be an object"
+    assert holds - held < 800 * 2048, (holds - held) / 800

@@ -32,15 +32,19 @@ def rows_that_fit(model: nn.Module, x: Tensor) -> int:
 
 def bytes_per_image(model: nn.Module, x: Tensor) -> float:
     """What one image keeps for its gradient, and as much again for the work, and the search's own tensors."""
-    kept, weights = 0, {parameter.data_ptr() for parameter in model.parameters()}
+    held: list[Tensor] = []  # by number: a graph whose hooks hold its own tensors holds itself, and is never freed
 
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += 0 if tensor.data_ptr() in weights else tensor.numel() * tensor.element_size()
-        return tensor
+    def pack(tensor: Tensor) -> int:
+        held.append(tensor)
+        return len(held) - 1
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x.detach().requires_grad_())
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, held.__getitem__):
+            model(x.detach().requires_grad_())
+        kept = sum(tensor.numel() * tensor.element_size() for tensor in held if tensor.data_ptr() not in weights)
+    finally:
+        held.clear()
     return 2 * kept / len(x) + 24 * x[0].numel() * x.element_size() + 1
 
 
