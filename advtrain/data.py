@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .data_known import SOURCES, Source
 from .data_sources import data_names, data_root, fetch, locate, read
-from .data_user import as_dataset, as_split, check_augment
+from .data_user import as_dataset, as_split, check_augment, order_of
 from .dataset import Dataset, Split, assemble, check_seed, count_classes
 from .errors import DataError, at_least, bad
 
@@ -28,6 +28,7 @@ __all__ = [
     "fetch",
     "load_data",
     "locate",
+    "order_of",
 ]
 
 

@@ -10,12 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .checks import check_images, check_labels
 from .data_rows import class_names, join, rows
-from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_shapes, count_classes, image_shape, statistics
+from .dataset import (
+    MOST_CLASSES,
+    Dataset,
+    Split,
+    as_float,
+    assemble,
+    check_shapes,
+    count_classes,
+    hash_order,
+    image_shape,
+    pixel_hashes,
+    statistics,
+)
 from .errors import DataError, bad
 from .rng import global_draws
 
@@ -42,8 +55,9 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
     if isinstance(data, (str, os.PathLike)):
         data = os.fspath(data)
         bad(name, data, "a data set", f"load it first: at.load_data({data!r})", kind=DataError)
+    salt = 0
     if isinstance(data, Split):
-        x, y = data.x, data.y
+        x, y, salt = data.x, data.y, data.salt
     elif isinstance(data, (tuple, list)) and len(data) == 2:
         x, y = _images(data[0], name), _labels(data[1], name)
     elif isinstance(data, DataLoader):
@@ -63,7 +77,23 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
         bad(f"{name} x", f"uint8 with a maximum of {int(x.max())}", "0..255", "floats in [0, 1] cut to integers? pass "
             "the floats, or (x * 255).round().to(torch.uint8)", kind=DataError)  # fmt: skip
     x = x.detach()  # pixels with a history would be backpropagated into, and the second epoch fail
-    return Split(x if x.dtype in (torch.uint8, torch.float64) else x.float(), y.long())
+    return Split(x if x.dtype in (torch.uint8, torch.float64) else x.float(), y.long(), salt)
+
+
+def order_of(split: Split) -> Tensor:
+    """The positions of images in the order of their hashes, (N,) int64: 0, 1, 2, ... for the splits of a `Dataset`.
+
+    Whoever judges images in this order gives each of them the same random draws in whatever order they came. Floats
+    that are levels 0..255 over 255 have the order of these levels.
+
+    Args:
+        split: the images; its `salt` is that of the hash.
+    """
+    x = split.x.detach().cpu()
+    if x.is_floating_point():
+        levels = (x * 255).round().to(torch.uint8)
+        x = levels if torch.equal(as_float(levels, x.dtype), x) else x
+    return hash_order(pixel_hashes(x), split.y, split.salt)
 
 
 def as_dataset(

@@ -30,6 +30,7 @@ class Split:
     Args:
         x: (N, C, H, W), uint8 in 0..255 or floating in [0, 1].
         y: (N,) int64.
+        salt: of the hash in whose order the images are judged: for training images the seed of their data set.
 
     Raises:
         DataError: shapes or types are not those. Values are not looked at; `as_split` does that.
@@ -37,6 +38,7 @@ class Split:
 
     x: Tensor
     y: Tensor
+    salt: int = 0
 
     def __post_init__(self) -> None:
         if self.x.ndim != 4 or self.y.ndim != 1 or len(self.x) != len(self.y):
@@ -53,11 +55,11 @@ class Split:
         """The images at `index` (a slice, positions, or a mask), as a `Split`; of one number, a split of one image."""
         if isinstance(index, int):
             index = [range(len(self))[index]]
-        return Split(self.x[index], self.y[index])
+        return Split(self.x[index], self.y[index], self.salt)
 
     def to(self, device: torch.device | str) -> Split:
         """The same on another device."""
-        return Split(self.x.to(device), self.y.to(device))
+        return Split(self.x.to(device), self.y.to(device), self.salt)
 
     def images(self, index: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Pixels as floats in [0, 1], all of them or those at `index`, in memory of their own."""
@@ -245,16 +247,16 @@ def assemble(
         kept = len(order) - count_of(test, len(order), "test")
         test = train[order[kept:]]
         train, hashes = train[order[:kept]], [hashes[i] for i in order[:kept].tolist()]
-    test = test[hash_order(pixel_hashes(test.x), test.y)]
+    test = Split(test.x, test.y)[hash_order(pixel_hashes(test.x), test.y)]
     if digests is not None:
         _verify({"train": train[hash_order(hashes, train.y)], "test": test}, digests, name, origin)
     mean, std = statistics(train.x)
-    train = train[hash_order(hashes, train.y, seed)]
+    train = Split(train.x, train.y, seed)[hash_order(hashes, train.y, seed)]
     if not isinstance(val, Split):
         kept = len(train) - count_of(val, len(train), "val")
         train, val = train[:kept], train[kept:]
-    train = Split(train.x.contiguous(), train.y)
-    held, last = (Split(part.x.contiguous(), part.y) if len(part) else None for part in (val, test))
+    train = Split(train.x.contiguous(), train.y, seed)
+    held, last = (Split(part.x.contiguous(), part.y, part.salt) if len(part) else None for part in (val, test))
     shape = image_shape(train.x)
     return Dataset(name, train, held, last, shape, len(classes), classes, mean, std, augment, spec)
 

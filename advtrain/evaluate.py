@@ -15,7 +15,7 @@ from .attacks.losses import cross_entropy
 from .autoattack import VERSIONS
 from .autoattack import autoattack as judge
 from .checks import check_model, check_threat
-from .data import Split, as_split
+from .data import Split, as_split, order_of
 from .errors import ModelError, at_least, bad, check_kind, is_real, one_of
 from .modes import attacking, evaluating, place
 from .progress import progress_bar
@@ -85,20 +85,26 @@ def find_correct(
     *,
     batch_size: int = 512,
     seed: int = 0,
+    order: Tensor | None = None,
     tick: Callable[[int], Any] = lambda n: None,
 ) -> Tensor:
-    """Which images of `split` the model, in evaluation mode, classifies correctly after `attack(x, y, rng)`: (N,)."""
+    """Which images of `split` the model, in evaluation mode, classifies correctly after `attack(x, y, rng)`: (N,).
+
+    Batches are taken in `order`, positions (N,), if it is given; the answers are in the order of `split` all the same.
+    """
     device, dtype = place(model)
     correct = []
     with evaluating(model):
         for number, first in enumerate(range(0, len(split), batch_size)):
-            part = split[first : first + batch_size].to(device)
+            rows = slice(first, first + batch_size)
+            part = split[rows if order is None else order[rows]].to(device)
             x, y = part.images(dtype=dtype), part.y
             if attack is not None:
                 x = attack(x, y, Rng(seed, "evaluate", number))
             correct.append(model(x).argmax(1) == y)
             tick(len(y))
-    return torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool)
+    found = torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool)
+    return found if order is None else found[order.argsort().to(found.device)]
 
 
 def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
@@ -161,6 +167,9 @@ def evaluate(
     >>> report["clean"] > 0.9, report["fgsm"] > 0.4, report["pgd"] < 0.1
     (True, True, True)
 
+    The order in which images are given plays no part: they are judged in that of their hashes, as in `load_data`, and
+    their verdicts come in the caller's.
+
     Args:
         model: returns logits; judged in evaluation mode on the device it is on, and left as it was.
         data: a `Split`, such as `data.test`; a `Dataset` (its test split); or a pair (x, y) with x (B, C, H, W) uint8
@@ -191,6 +200,7 @@ def evaluate(
         one_of("autoattack", autoattack, VERSIONS)
     split = as_split(data)
     check_subject(model, split, threat, batch_size)
+    order = order_of(split)
 
     def fgsm(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         return attacks.fgsm(model, x, y, threat, check=False)
@@ -206,7 +216,8 @@ def evaluate(
     with progress_bar(progress, total=len(plan) * len(split), unit="img", desc="evaluate") as bar:
         for name, attack, details in plan:
             bar.set_description(f"evaluate {name}")
-            correct = find_correct(model, split, attack, batch_size=batch_size, seed=seed, tick=bar.update).cpu()
+            options = {"batch_size": batch_size, "seed": seed, "order": order, "tick": bar.update}
+            correct = find_correct(model, split, attack, **options).cpu()
             report.rows.append(Row(name, int(correct.sum()), len(split), details, correct))
     if autoattack is not None:
         verdict = judge(model, split.x, split.y, threat, autoattack, seed=seed, progress=progress)

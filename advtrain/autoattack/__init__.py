@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attacks.gradient import check_box
 from ..attacks.pursuit import Passes
 from ..checks import are_probabilities, check_labels, check_model, check_threat
-from ..data import as_split
+from ..data import as_split, order_of
 from ..errors import at_least, bad
 from ..modes import attacking, place
 from ..progress import progress_bar
@@ -54,8 +54,9 @@ def autoattack(
     the attacks. Every example that counts is inside the threat to the last bit, and was seen to be misclassified by a
     pass in full precision. An autocast around the call is ignored.
 
-    Random starts belong to the image, not to the batch: the verdicts do not depend on the batch size, and a resumed
-    evaluation ends like an uninterrupted one, up to the rounding of the passes themselves.
+    Random starts belong to the image, not to the batch or to its place in x: the verdicts depend neither on the batch
+    size nor on the order of the images, and a resumed evaluation ends like an uninterrupted one, up to the rounding of
+    the passes themselves.
 
     >>> import advtrain as at
     >>> data, model = at.load_data("digits"), at.load_results("digits").run("fgsm").model
@@ -110,7 +111,7 @@ def autoattack(
         classes = check_model(model, sample.clone(), int(split.y.max()) + 1, probabilities=True)
         check_labels(split.y, classes)
         check_box(split.x, threat)
-        plan, freeze = stages(version, classes), can_be_frozen(model, sample)
+        plan, freeze, order = stages(version, classes), can_be_frozen(model, sample), order_of(split)
         options = {"threat": repr(threat), "version": version, "seed": seed, "bf16": bf16, "dtype": str(dtype)}
         options["examples"] = "none" if examples in (None, False) else "memory" if examples is True else "file"
         done = State(len(split), len(plan), fingerprint(model, split, options) if state is not None else {}, state)
@@ -124,12 +125,11 @@ def autoattack(
             passes = Passes(model, bf16=bf16, layout=layout, blind=True, read=read)
             rows = batch_size or rows_that_fit(model, sample)
             with progress_bar(progress, total=0, unit="pass", unit_scale=True, desc="autoattack") as bar:
-                judge = Judge(plan, passes, split, threat, Rng(seed, "autoattack"), rows, done, kept, bar)
+                judge = Judge(plan, passes, split, order, threat, Rng(seed, "autoattack"), rows, done, kept, bar)
                 try:
                     judge.clean()
                     doubts = partial(examine, version=version, probabilities=probabilities, into=done.warnings)
-                    first = torch.arange(min(len(split), PROBED))
-                    judge.each(first[:rows], lambda index, _: doubts(passes, judge.batch(index)[0]))
+                    judge.each(order[:PROBED][:rows], lambda index, _: doubts(passes, judge.batch(index)[0]))
                     for number in range(len(plan)):
                         judge.stage(number)
                     bar.total = bar.n

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..attacks.choice import Attack, choose, name_of, written
 from ..checks import check_threat
-from ..data import as_split
+from ..data import as_split, order_of
 from ..errors import bad, check_kind, is_real
 from ..evaluate import check_subject, find_correct
 from ..report import NORMS, Report, Row, radius
@@ -161,13 +161,14 @@ def eps_curve(
     figure, axes = canvas(ax, (6.4, 4.0))
     split = as_split(data)
     check_subject(model, split, threat, batch_size)
+    order = order_of(split)
 
     def row(name: str, eps: float) -> Row:
         def perturb(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
             return chosen[name](model, x, y, dataclasses.replace(threat, eps=eps), rng)
 
         attacked = perturb if eps > 0 else None
-        correct = find_correct(model, split, attacked, batch_size=batch_size, seed=seed).cpu()
+        correct = find_correct(model, split, attacked, batch_size=batch_size, seed=seed, order=order).cpu()
         return Row(name, int(correct.sum()), len(split), f"ε = {format_eps(eps)}", correct)
 
     clean = row("clean", 0.0)
