@@ -132,20 +132,25 @@ def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
         )
 
 
-def check_subject(model: nn.Module, split: Split, threat: Threat, batch_size: int) -> None:
-    """Refuse what `evaluate` cannot judge. Costs one gradient of a batch.
+def check_subject(model: nn.Module, split: Split, threat: Threat, batch_size: int) -> Tensor:
+    """Refuse what `evaluate` cannot judge; else the order in which it judges the images. Costs one gradient of a batch.
 
     Args:
         model, threat, batch_size: as in `evaluate`.
         split: the images.
+
+    Returns:
+        (N,) int64, see `advtrain.data.order_of`.
     """
     at_least("batch_size", batch_size, 1)
     check_threat(threat)
     check_kind("model", model, nn.Module, "the order is evaluate(model, data, threat)")
     device, dtype = place(model)
-    check_model(model, split[:2].to(device).images(dtype=dtype), int(split.y.max()) + 1)
+    order = order_of(split)
+    check_model(model, split[order[:2]].to(device).images(dtype=dtype), int(split.y.max()) + 1)
     check_box(split.x, threat)
-    check_gradient(model, split[:batch_size].to(device), dtype)
+    check_gradient(model, split[order[:batch_size]].to(device), dtype)
+    return order
 
 
 def evaluate(
@@ -199,8 +204,7 @@ def evaluate(
     if autoattack is not None:
         one_of("autoattack", autoattack, VERSIONS)
     split = as_split(data)
-    check_subject(model, split, threat, batch_size)
-    order = order_of(split)
+    order = check_subject(model, split, threat, batch_size)
 
     def fgsm(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         return attacks.fgsm(model, x, y, threat, check=False)

@@ -1,6 +1,7 @@
 """Strategies for the laws that hold for every attack and every defense, and what "nothing is touched" means."""
 
 import contextlib
+import copy
 import random
 
 import numpy as np
@@ -35,7 +36,7 @@ def images(draw, n, shape, threat, dtype):
     """Images of which many pixels, or all, are on a face of the box; or of one grey."""
     like = torch.empty(n, *shape, dtype=dtype)
     noise = at.Rng(draw(SEEDS), "images").uniform(like, threat.low - 0.2, threat.high + 0.2)
-    kind = draw(st.sampled_from(["clipped", "corner", "low", "high", "grey"]))
+    kind = draw(st.sampled_from(["clipped"] * 4 + ["corner", "low", "high", "grey"]))
     if kind == "corner":
         noise = torch.where(noise > noise.mean(), 2.0, -1.0).to(dtype)
     elif kind != "clipped":
@@ -66,6 +67,22 @@ def networks(draw, shape, dtype=torch.float32, dropout=True):
         if draw(st.booleans()):
             parameter.grad = torch.full_like(parameter, 7.0)
     return net
+
+
+@st.composite
+def close_calls(draw, net, n, shape, dtype=torch.float64):
+    """Images, the network's answers, and a ball in which some of them fall and some stand: about as wide as the
+    decision boundary is far. Only there it matters what an attack draws, and how long it goes on."""
+    x, norm = (
+        at.Rng(draw(SEEDS), "x").uniform(torch.empty(n, *shape, dtype=dtype), 0, 1),
+        draw(st.sampled_from(["linf", "l2"])),
+    )
+    leaf = x.clone().requires_grad_()
+    logits = copy.deepcopy(net).eval()(leaf)
+    first, second = logits.topk(2).values.unbind(1)
+    slope = torch.autograd.grad((first - second).sum(), leaf)[0].flatten(1).norm(p=1 if norm == "linf" else 2, dim=1)
+    eps = ((first - second).detach() / slope.clamp(min=1e-9)).median() * draw(st.floats(0.5, 2))
+    return x, logits.argmax(1), at.Threat(norm, min(max(float(eps), 1e-6), 1.0))
 
 
 def draws_at_random(net):
@@ -107,14 +124,14 @@ def untouched(net, *tensors, draws=True, statistics=True):
     state = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1:3]
     yield
     assert flags() == before
-    for tensor, copy, version in zip(tensors, copies, versions, strict=True):
-        assert torch.equal(tensor, copy) and tensor._version == version and not tensor.requires_grad
+    for tensor, twin, version in zip(tensors, copies, versions, strict=True):
+        assert torch.equal(tensor, twin) and tensor._version == version and not tensor.requires_grad
         assert tensor.grad is None
     now = net.state_dict() if statistics else dict(net.named_parameters())
     assert now.keys() == kept.keys() and all(torch.equal(value, kept[key]) for key, value in now.items())
     for key, parameter in net.named_parameters():
-        gradient, copy = gradients[key]
-        assert parameter.grad is gradient and (copy is None or torch.equal(gradient, copy)), f".grad of {key}"
+        gradient, twin = gradients[key]
+        assert parameter.grad is gradient and (twin is None or torch.equal(gradient, twin)), f".grad of {key}"
     if draws:
         assert torch.equal(torch.random.get_rng_state(), state[0])
     assert random.getstate() == state[1]

@@ -1,9 +1,11 @@
 """Laws: what holds for every attack there is, of every network, ball and image; a new attack is found by itself."""
 
+import copy
 import inspect
 import json
 import math
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from laws import (
     PRECISIONS,
     SEEDS,
     SHAPES,
+    close_calls,
     draws_at_random,
     dtype_of,
     images,
@@ -128,8 +131,9 @@ def labels(data, net, x):
 
 
 def answers(net, x):
-    with at.attacking(net), torch.no_grad():
-        return net(x).argmax(1)
+    """Of a copy: nothing is to be put right, or wrong, before it is looked at."""
+    with torch.no_grad():
+        return copy.deepcopy(net).eval()(x).argmax(1)
 
 
 # -- inside, and nothing touched ---------------------------------------------------------------------------------------
@@ -150,6 +154,30 @@ def test_an_attack_stays_inside_to_the_last_bit_and_touches_nothing(name, data, 
     assert x_adv.data_ptr() != x.data_ptr(), "what is done to the result would be done to the images"
 
 
+JUDGES = {
+    name: value
+    for name, value in vars(at.measure).items()
+    if inspect.isfunction(value) and value.__module__ == at.measure.__name__ and name[0] != "_"
+}
+JUDGES["evaluate"] = lambda net, x, y, threat: at.evaluate(net, (x, y), threat, protocol=PROTOCOL, progress=False)
+JUDGES["autoattack"] = lambda net, x, y, threat: at.autoattack(net, x, y, threat, "fast", progress=False)
+JUDGES["diagnose"] = lambda net, x, y, threat: at.diagnose(net, (x, y), threat, images=4, progress=False)
+PROTOCOL = at.Protocol(steps=2, restarts=2)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "diagnose" else []) for name in JUDGES]
+)
+@given(data=st.data(), precision=PRECISIONS, shape=SHAPES, threat=threats())
+@settings(max_examples=6, **FEW)
+def test_who_judges_a_network_touches_nothing(name, data, precision, shape, threat):
+    net, x = data.draw(networks(shape, dtype_of(precision))), data.draw(images(5, shape, threat, dtype_of(precision)))
+    y = labels(data, net, x)
+    with untouched(net, x, y), under(precision), warnings.catch_warnings():
+        warnings.simplefilter("ignore", at.errors.AdvtrainWarning)  # AutoAttack's, of networks that are flat somewhere
+        JUDGES[name](net, x, y, threat)
+
+
 # -- more work, fewer survivors ----------------------------------------------------------------------------------------
 
 MORE = {
@@ -164,26 +192,25 @@ TIED = ("transport", "adaptive-rvs")
 @pytest.mark.parametrize(
     ("name", "what"), [(name, what) for what, names in MORE.items() for name in names if not name.startswith(TIED)]
 )
-@given(data=st.data(), shape=SHAPES, threat=threats(), few=st.integers(1, 3), more=st.integers(1, 3), seed=SEEDS)
-@settings(max_examples=12, **FEW)
-def test_more_steps_restarts_or_queries_never_raise_robust_accuracy(name, what, data, shape, threat, few, more, seed):
+@given(data=st.data(), shape=SHAPES, few=st.integers(1, 3), more=st.integers(1, 3), seed=SEEDS)
+@settings(max_examples=20, **FEW)
+def test_more_steps_restarts_or_queries_never_raise_robust_accuracy(name, what, data, shape, few, more, seed):
     """With a fixed step size, nested draws, and any misclassified iterate counting; and an image that fell stays so."""
-    net, x = data.draw(networks(shape, torch.float64)), data.draw(images(12, shape, threat, torch.float64))
-    y, leave = answers(net, x), {"bn", "keep", "step_size", "random_start", "target", what}
-    given = {**data.draw(options(name, threat, 12, leave)), "rng": seed}
+    net, leave = data.draw(networks(shape, torch.float64)), {"bn", "keep", "step_size", "random_start", "target", what}
+    x, y, threat = data.draw(close_calls(net, 24, shape))
+    given = {**data.draw(options(name, threat, 24, leave)), "rng": seed}
     if "step_size" in parameters(name):
         given["step_size"] = data.draw(st.floats(0.05, 1.0)) * threat.eps
     stands = [answers(net, run(name, net, x, y, threat, **given, **{what: k})) == y for k in (few, few + more)]
     assert not (stands[1] & ~stands[0]).any()
 
 
-@given(data=st.data(), shape=SHAPES, threat=threats(), seed=SEEDS, size=st.floats(0.05, 1), batch=st.integers(1, 12))
+@given(data=st.data(), shape=SHAPES, seed=SEEDS, size=st.floats(0.05, 1), batch=st.integers(1, 24))
 @settings(max_examples=25, **FEW)
-def test_an_evaluation_with_more_steps_or_restarts_counts_no_image_as_robust_that_fell(
-    data, shape, threat, seed, size, batch
-):
-    net, x = data.draw(networks(shape, torch.float64)), data.draw(images(12, shape, threat, torch.float64))
-    y, (steps, restarts) = answers(net, x), data.draw(st.tuples(st.integers(1, 4), st.integers(1, 3)))
+def test_an_evaluation_with_more_steps_or_restarts_counts_no_image_as_robust_that_fell(data, shape, seed, size, batch):
+    net = data.draw(networks(shape, torch.float64))
+    x, y, threat = data.draw(close_calls(net, 24, shape))
+    steps, restarts = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
 
     def verdicts(steps, restarts):
         protocol = at.Protocol(steps=steps, restarts=restarts, step_size=size * threat.eps)
@@ -225,18 +252,17 @@ def test_an_attack_without_draws_depends_on_no_other_image_of_the_batch(name, da
 
 # -- the order of the images plays no part -----------------------------------------------------------------------------
 
-PROTOCOL = at.Protocol(steps=2, restarts=2)
-
 
 @st.composite
-def collections(draw, n, shape, threat):
-    """Images as data come: levels of 8 bits or floats, some of them twice, with labels."""
-    x = draw(images(n, shape, threat, torch.float32))
+def collections(draw, x):
+    """Images as data come: levels of 8 bits or floats, and one of them may be there twice."""
+    x, n = x.clone(), len(x)
     if draw(st.booleans()):
         x = (x * 255).round().to(torch.uint8)
         x[0, 0, 0, 0] = 1 if x.is_floating_point() else 255  # all of at most 1 would look like floats cut to integers
-    x[draw(st.integers(0, n - 1))] = x[0]
-    return x, at.Rng(draw(SEEDS)).integers(0, CLASSES, (n,))
+    if draw(st.booleans()):
+        x[draw(st.integers(0, n - 1))] = x[0]
+    return x
 
 
 def by_image(x, y, verdicts):
@@ -244,24 +270,23 @@ def by_image(x, y, verdicts):
     return sorted(zip((image.numpy().tobytes() for image in x), y.tolist(), verdicts.tolist(), strict=True))
 
 
-@given(
-    data=st.data(), shape=SHAPES, n=st.integers(1, 16), batch=st.integers(1, 16), eps=st.floats(1e-3, 0.5), seed=SEEDS
-)
-@settings(max_examples=25, **FEW)
-def test_an_evaluation_of_shuffled_data_is_the_same(data, shape, n, batch, eps, seed):
+@given(data=st.data(), precision=PRECISIONS, shape=SHAPES, n=st.integers(1, 24), batch=st.integers(1, 24), seed=SEEDS)
+@settings(max_examples=30, **FEW)
+def test_an_evaluation_of_shuffled_data_is_the_same(data, precision, shape, n, batch, seed):
     """Every verdict, those after random starts too; and the batch size changes none that has no random start."""
-    threat = at.Threat(data.draw(st.sampled_from(["linf", "l2"])), eps)
-    net, (x, y) = data.draw(networks(shape, torch.float64)), data.draw(collections(n, shape, threat))
+    net = data.draw(networks(shape, dtype_of(precision)))
+    x, y, threat = data.draw(close_calls(net, n, shape, dtype_of(precision)))
+    x = data.draw(collections(x))
     order = torch.tensor(data.draw(st.permutations(range(n))))
     options = {"protocol": PROTOCOL, "seed": seed, "progress": False}
-    with untouched(net, x, y):
+    with untouched(net, x, y), under(precision):
         report = at.evaluate(net, (x, y), threat, batch_size=batch, **options)
         again = at.evaluate(net, (x[order], y[order]), threat, batch_size=batch, **options)
         other = at.evaluate(net, (x, y), threat, batch_size=data.draw(st.integers(1, 16)), **options)
     assert again == report
     for row, shuffled in zip(report.rows, again.rows, strict=True):
         assert by_image(x, y, row.verdicts) == by_image(x[order], y[order], shuffled.verdicts)
-    assert other.rows[:2] == report.rows[:2]
+    assert precision != "float64" or other.rows[:2] == report.rows[:2]  # up to rounding, which may decide a tie
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -322,13 +347,14 @@ def built(draw):
     numbers = [0.1 * (i + 1) for i in range(channels)], [0.2 + 0.1 * i for i in range(channels)]
     options["normalize"] = draw(st.sampled_from([None, "image", numbers]))
     net = at.build_model(name, shape=(channels, side, side), num_classes=draw(st.integers(2, 7)), **options)
+    net = net.to(draw(st.sampled_from([torch.float32, torch.float64])))
     with global_draws(draw(SEEDS)), torch.no_grad():
         for value in net.parameters():
             value.add_(torch.randn_like(value), alpha=0.05)
         for key, value in net.named_buffers():
             if "running" in key:
                 value.uniform_(0.5, 2.0)
-    return net.to(draw(st.sampled_from([torch.float32, torch.float64])))
+    return net
 
 
 def outputs(net):
@@ -377,12 +403,12 @@ def test_an_exported_network_answers_the_same(net):
         torch.testing.assert_close(program(x), like, rtol=0, atol=1e-12 if like.dtype == torch.float64 else 1e-5)
 
 
-@given(data=st.data(), threat=threats(), total=st.integers(1, 10**6), warnings=st.lists(st.text()))
+@given(data=st.data(), threat=threats(), total=st.integers(1, 10**6), warned=st.lists(st.text()))
 @settings(max_examples=20, **FEW)
-def test_a_report_that_is_written_and_read_says_the_same(data, threat, total, warnings):
+def test_a_report_that_is_written_and_read_says_the_same(data, threat, total, warned):
     names = data.draw(st.lists(st.sampled_from(["clean", "fgsm", "pgd", "autoattack"]), unique=True, min_size=1))
     rows = [Row(name, data.draw(st.integers(0, total)), total, data.draw(st.text())) for name in names]
-    report = at.Report(threat, rows, warnings=warnings)
+    report = at.Report(threat, rows, warnings=warned)
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder, "report.json"), report.to_dict())
         again = at.Report.from_dict(read_json(Path(folder, "report.json")))

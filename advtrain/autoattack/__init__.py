@@ -103,15 +103,15 @@ def autoattack(
         bad("state", state, "a path or None")
     batch_size = None if batch_size is None else at_least("batch_size", batch_size, 1)
     split = as_split((x, y), name="autoattack")
-    device, dtype = place(model)
+    (device, dtype), order = place(model), order_of(split)
     with own_global_randomness(seed, device), torch.inference_mode(False), torch.enable_grad():
-        sample = split[:8].to(device).images(dtype=dtype).detach().clone(memory_format=torch.contiguous_format)
+        sample = split[order[:8]].to(device).images(dtype=dtype).detach().clone(memory_format=torch.contiguous_format)
         if len(sample) == 1:
             sample = torch.cat([sample, sample.flip(-1)])  # probabilities are told from logits by two of them
         classes = check_model(model, sample.clone(), int(split.y.max()) + 1, probabilities=True)
         check_labels(split.y, classes)
         check_box(split.x, threat)
-        plan, freeze, order = stages(version, classes), can_be_frozen(model, sample), order_of(split)
+        plan, freeze = stages(version, classes), can_be_frozen(model, sample)
         options = {"threat": repr(threat), "version": version, "seed": seed, "bf16": bf16, "dtype": str(dtype)}
         options["examples"] = "none" if examples in (None, False) else "memory" if examples is True else "file"
         done = State(len(split), len(plan), fingerprint(model, split, options) if state is not None else {}, state)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..attacks.choice import Attack, choose, name_of, written
 from ..checks import check_threat
-from ..data import as_split, order_of
+from ..data import as_split
 from ..errors import bad, check_kind, is_real
 from ..evaluate import check_subject, find_correct
 from ..report import NORMS, Report, Row, radius
@@ -160,8 +160,7 @@ def eps_curve(
         bad("attack", attack, "one attack, or several of different names")
     figure, axes = canvas(ax, (6.4, 4.0))
     split = as_split(data)
-    check_subject(model, split, threat, batch_size)
-    order = order_of(split)
+    order = check_subject(model, split, threat, batch_size)
 
     def row(name: str, eps: float) -> Row:
         def perturb(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
