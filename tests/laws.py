@@ -36,9 +36,11 @@ def images(draw, n, shape, threat, dtype):
     """Images of which many pixels, or all, are on a face of the box; or of one grey."""
     like = torch.empty(n, *shape, dtype=dtype)
     noise = at.Rng(draw(SEEDS), "images").uniform(like, threat.low - 0.2, threat.high + 0.2)
-    kind = draw(st.sampled_from(["clipped"] * 4 + ["corner", "low", "high", "grey"]))
+    kind = draw(st.sampled_from(["levels"] * 3 + ["clipped"] * 2 + ["corner", "low", "high", "grey"]))
     if kind == "corner":
         noise = torch.where(noise > noise.mean(), 2.0, -1.0).to(dtype)
+    elif kind == "levels":  # of 8 bits, which are off the grid on which random floats are
+        noise = (noise * 255).round() / 255
     elif kind != "clipped":
         noise = torch.full_like(like, {"low": -1.0, "high": 2.0, "grey": (threat.low + threat.high) / 2}[kind])
     return threat.into_box(noise)

@@ -101,6 +101,7 @@ def strategies(threat, n):
         "guided": st.booleans(),
         "loss": st.sampled_from(["ce", "cw", "dlr"]),
         "keep": st.sampled_from(["any", "last"]),
+        "early_stop": st.sampled_from([None, False]),
         "bn": st.sampled_from(["eval", "batch"]),
         "target": st.none() | SEEDS.map(lambda seed: at.Rng(seed).integers(0, CLASSES, (n,))),
         "rng": SEEDS,
@@ -235,8 +236,12 @@ which the steps enlarge. It is far below any difference that another image in th
 @given(data=st.data(), shape=SHAPES, n=st.integers(1, 8), threat=threats())
 @settings(max_examples=25, **FEW)
 def test_an_attack_without_draws_depends_on_no_other_image_of_the_batch(name, data, shape, n, threat):
-    net, x = data.draw(networks(shape, torch.float64)), data.draw(images(n, shape, threat, torch.float64))
-    y, order = labels(data, net, x), torch.tensor(data.draw(st.permutations(range(n))))
+    net, order = data.draw(networks(shape, torch.float64)), torch.tensor(data.draw(st.permutations(range(n))))
+    if data.draw(st.booleans()):
+        x, y, threat = data.draw(close_calls(net, n, shape))
+    else:
+        x = data.draw(images(n, shape, threat, torch.float64))
+        y = labels(data, net, x)
     given = data.draw(options(name, threat, n, {"bn", "random_start", "restarts", "target"})) | DETERMINISTIC[name]
     target = {"target": (y + 1) % CLASSES} if "target" in parameters(name) and data.draw(st.booleans()) else {}
     cut = data.draw(st.integers(1, n))
@@ -265,6 +270,13 @@ def collections(draw, x):
     return x
 
 
+def watched(net, work):
+    """What the work gives, and every batch that the network was asked about."""
+    seen = []
+    with net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().numpy().tobytes())):
+        return work(), seen
+
+
 def by_image(x, y, verdicts):
     """Each image with its label and its verdict; two that are alike may change places."""
     return sorted(zip((image.numpy().tobytes() for image in x), y.tolist(), verdicts.tolist(), strict=True))
@@ -280,10 +292,12 @@ def test_an_evaluation_of_shuffled_data_is_the_same(data, precision, shape, n, b
     order = torch.tensor(data.draw(st.permutations(range(n))))
     options = {"protocol": PROTOCOL, "seed": seed, "progress": False}
     with untouched(net, x, y), under(precision):
-        report = at.evaluate(net, (x, y), threat, batch_size=batch, **options)
-        again = at.evaluate(net, (x[order], y[order]), threat, batch_size=batch, **options)
+        report, seen = watched(net, lambda: at.evaluate(net, (x, y), threat, batch_size=batch, **options))
+        again, others = watched(
+            net, lambda: at.evaluate(net, (x[order], y[order]), threat, batch_size=batch, **options)
+        )
         other = at.evaluate(net, (x, y), threat, batch_size=data.draw(st.integers(1, 16)), **options)
-    assert again == report
+    assert again == report and seen == others, "the network was asked of other images"
     for row, shuffled in zip(report.rows, again.rows, strict=True):
         assert by_image(x, y, row.verdicts) == by_image(x[order], y[order], shuffled.verdicts)
     assert precision != "float64" or other.rows[:2] == report.rows[:2]  # up to rounding, which may decide a tie
