@@ -81,19 +81,25 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
 
 
 def order_of(split: Split) -> Tensor:
-    """The positions of images in the order of their hashes, (N,) int64: 0, 1, 2, ... for the splits of a `Dataset`.
+    """The positions of images in the order of their hashes, (N,) int64.
 
-    Whoever judges images in this order gives each of them the same random draws in whatever order they came. Floats
-    that are levels 0..255 over 255 have the order of these levels.
+    Whoever judges images in this order gives each of them the same random draws in whatever order they came. The splits
+    that `load_data` makes of 8-bit images are in this order: 0, 1, 2, ... An image of floats that are levels 0..255 over
+    255 has the hash of these levels.
 
     Args:
         split: the images; its `salt` is that of the hash.
     """
-    x = split.x.detach().cpu()
-    if x.is_floating_point():
-        levels = (x * 255).round().to(torch.uint8)
-        x = levels if torch.equal(as_float(levels, x.dtype), x) else x
-    return hash_order(pixel_hashes(x), split.y, split.salt)
+    hashes: list[bytes] = []
+    for part in split.x.detach().split(1024):  # another copy of all of them might not fit in memory
+        x = part.cpu()
+        found = pixel_hashes(x)
+        if x.is_floating_point():
+            levels = (x * 255).round().to(torch.uint8)
+            exact = (as_float(levels, x.dtype) == x).flatten(1).all(1).tolist()
+            found = [a if same else b for same, a, b in zip(exact, pixel_hashes(levels), found, strict=True)]
+        hashes += found
+    return hash_order(hashes, split.y, split.salt)
 
 
 def as_dataset(
