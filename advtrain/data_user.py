@@ -84,8 +84,8 @@ def order_of(split: Split) -> Tensor:
     """The positions of images in the order of their hashes, (N,) int64.
 
     Whoever judges images in this order gives each of them the same random draws in whatever order they came. The splits
-    that `load_data` makes of 8-bit images are in this order: 0, 1, 2, ... An image of floats that are levels 0..255 over
-    255 has the hash of these levels.
+    that `load_data` makes of 8-bit images are in this order: 0, 1, 2, ... An image of floats that are levels 0..255
+    over 255 has the hash of these levels.
 
     Args:
         split: the images; its `salt` is that of the hash.
