@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .data_known import SOURCES, Source
+from .data_order import order_of
 from .data_sources import data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split, check_augment
 from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_seed, count_classes
@@ -33,6 +34,7 @@ __all__ = [
     "fetch",
     "load_data",
     "locate",
+    "order_of",
 ]
 
 

@@ -46,6 +46,7 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
         data = os.fspath(data)
         bad(name, data, "a data set", f"load it first: at.load_data({data!r})", kind=DataError)
     rows, mapped, checked = None, isinstance(data, MappedSplit), False
+    salt = data.salt if isinstance(data, Split) else 0
     if isinstance(data, MappedSplit):
         x, y, rows, checked = data.pixels, data.y, data.rows, data.checked
     elif isinstance(data, Split):
@@ -68,7 +69,9 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
         _check_pixels(x, f"{name} x")
     check_labels(y, num_classes, name=f"{name} y", length=len(x if rows is None else rows))
     x = x.detach()  # pixels with a history would be backpropagated into, and the second epoch fail
-    return MappedSplit(x, y.long().cpu(), rows, checked=True) if mapped else Split(x, y.long())
+    if mapped:
+        return MappedSplit(x, y.long().cpu(), rows, checked=True, salt=salt)
+    return Split(x, y.long(), salt)
 
 
 def as_dataset(

@@ -30,6 +30,7 @@ class Split:
     Args:
         x: (N, C, H, W), uint8 in 0..255 or floating in [0, 1].
         y: (N,) int64.
+        salt: of the hash in whose order the images are judged: for training images the seed of their data set.
 
     Raises:
         DataError: shapes or types are not those. Values are not looked at; `as_split` does that.
@@ -37,6 +38,7 @@ class Split:
 
     x: Tensor
     y: Tensor
+    salt: int = 0
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("y", self.y)):
@@ -66,11 +68,11 @@ class Split:
         """The images at `index` (a slice, positions, or a mask), as a `Split`; of one number, a split of one image."""
         if isinstance(index, int):
             index = [range(len(self))[index]]
-        return Split(self.x[index], self.y[index])
+        return Split(self.x[index], self.y[index], self.salt)
 
     def to(self, device: torch.device | str) -> Split:
         """The same on another device."""
-        return Split(self.x.to(device), self.y.to(device))
+        return Split(self.x.to(device), self.y.to(device), self.salt)
 
     def held(self, device: torch.device | str) -> Split:
         """What a training keeps: the images on its device, or where they are, if they do not fit there."""
@@ -78,7 +80,11 @@ class Split:
 
     def contiguous(self) -> Split:
         """The same, the pixels in one piece of memory."""
-        return Split(self.x.contiguous(), self.y)
+        return Split(self.x.contiguous(), self.y, self.salt)
+
+    def salted(self, salt: int) -> Split:
+        """The same, in an order of which `salt` is that of the hash."""
+        return Split(self.x, self.y, salt)
 
     def in_place(self) -> Split:
         """The same images in the order in which they are read fastest."""
@@ -233,11 +239,11 @@ def assemble(
         kept = len(order) - count_of(test, len(order), "test")
         test = train[order[kept:]]
         train, hashes = train[order[:kept]], hashes[order[:kept].numpy()]
-    test = test[hash_order(pixel_hashes(test.blocks()), test.y)]
+    test = test.salted(0)[hash_order(pixel_hashes(test.blocks()), test.y)]
     if digests is not None:
         _verify({"train": train[hash_order(hashes, train.y)], "test": test}, digests, name, origin)
     mean, std = statistics(train.in_place())
-    train = train[hash_order(hashes, train.y, seed)]
+    train = train.salted(seed)[hash_order(hashes, train.y, seed)]
     if not isinstance(val, Split):
         kept = len(train) - count_of(val, len(train), "val")
         train, val = train[:kept], train[kept:]

@@ -15,7 +15,7 @@ from .attacks.gradient import check_box, input_gradient
 from .attacks.losses import cross_entropy
 from .autoattack import VERSIONS, judge_split
 from .checks import check_model, check_threat
-from .data import Split, as_split
+from .data import Split, as_split, order_of
 from .errors import ModelError, at_least, bad, check_flag, check_kind, is_real, one_of
 from .modes import attacking, evaluating, place
 from .progress import progress_bar
@@ -90,20 +90,26 @@ def find_correct(
     *,
     batch_size: int = 512,
     seed: int = 0,
+    order: Tensor | None = None,
     tick: Callable[[int], Any] = lambda n: None,
 ) -> Tensor:
-    """Which images of `split` the model, in evaluation mode, classifies correctly after `attack(x, y, rng)`: (N,)."""
+    """Which images of `split` the model, in evaluation mode, classifies correctly after `attack(x, y, rng)`: (N,).
+
+    Batches are taken in `order`, positions (N,), if it is given; the answers are in the order of `split` all the same.
+    """
     device, dtype = place(model)
     correct = []
     with evaluating(model):
         for number, first in enumerate(range(0, len(split), batch_size)):
-            part = split[first : first + batch_size].to(device)
+            rows = slice(first, first + batch_size)
+            part = split[rows if order is None else order[rows]].to(device)
             x, y = part.images(dtype=dtype), part.y
             if attack is not None:
                 x = attack(x, y, Rng(seed, "evaluate", number))
             correct.append(model(x).argmax(1) == y)
             tick(len(y))
-    return torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool)
+    found = torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool)
+    return found if order is None else found[order.argsort().to(found.device)]
 
 
 def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
@@ -131,20 +137,25 @@ def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
         )
 
 
-def check_subject(model: nn.Module, split: Split, threat: Threat, batch_size: int) -> None:
-    """Refuse what `evaluate` cannot judge. Costs one gradient of a batch.
+def check_subject(model: nn.Module, split: Split, threat: Threat, batch_size: int) -> Tensor:
+    """Refuse what `evaluate` cannot judge; else the order in which it judges the images. Costs one gradient of a batch.
 
     Args:
         model, threat, batch_size: as in `evaluate`.
         split: the images.
+
+    Returns:
+        (N,) int64, see `advtrain.data.order_of`.
     """
     at_least("batch_size", batch_size, 1)
     check_threat(threat)
     check_kind("model", model, nn.Module, "the order is evaluate(model, data, threat)")
     device, dtype = place(model)
-    check_model(model, split[:2].to(device).images(dtype=dtype), int(split.y.max()) + 1)
+    order = order_of(split)
+    check_model(model, split[order[:2]].to(device).images(dtype=dtype), int(split.y.max()) + 1)
     check_box(split, threat)
-    check_gradient(model, split[:batch_size].to(device), dtype)
+    check_gradient(model, split[order[:batch_size]].to(device), dtype)
+    return order
 
 
 def evaluate(
@@ -165,6 +176,9 @@ def evaluate(
     >>> report = at.evaluate(model, data.test[:40], at.Threat("linf", eps=0.3))
     >>> report["clean"] > 0.9, report["fgsm"] > 0.4, report["pgd"] < 0.1
     (True, True, True)
+
+    The order in which images are given plays no part: they are judged in that of their hashes, as in `load_data`, and
+    their verdicts come in the caller's.
 
     Args:
         model: returns logits; judged in evaluation mode on the device it is on, and left as it was.
@@ -197,7 +211,7 @@ def evaluate(
     seed = at_least("seed", seed, 0)
     check_flag("progress", progress, none="a bar where somebody watches")
     split = as_split(data)
-    check_subject(model, split, threat, batch_size)
+    order = check_subject(model, split, threat, batch_size)
 
     def fgsm(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         return attacks.fgsm(model, x, y, threat, check=False)
@@ -213,7 +227,8 @@ def evaluate(
     with progress_bar(progress, total=len(plan) * len(split), unit="img", desc="evaluate") as bar:
         for name, attack, details in plan:
             bar.set_description(f"evaluate {name}")
-            correct = find_correct(model, split, attack, batch_size=batch_size, seed=seed, tick=bar.update).cpu()
+            options = {"batch_size": batch_size, "seed": seed, "order": order, "tick": bar.update}
+            correct = find_correct(model, split, attack, **options).cpu()
             report.rows.append(Row(name, int(correct.sum()), len(split), details, correct))
     if autoattack is not None:
         verdict = judge_split(model, split, threat, autoattack, seed=seed, progress=progress)

@@ -30,6 +30,7 @@ class MappedSplit(Split):
         y: (M,) int64, in memory: a label for each image that is chosen.
         rows: (M,) int64: which images are chosen, and in what order; all N if not given.
         checked: the pixels have been looked at; else `as_split` does so, once.
+        salt: see `Split`.
 
     Raises:
         DataError: as for `Split`.
@@ -39,9 +40,9 @@ class MappedSplit(Split):
     rows: Tensor | None
     checked: bool
 
-    def __init__(self, pixels: Tensor, y: Tensor, rows: Tensor | None = None, *, checked: bool = False):
+    def __init__(self, pixels: Tensor, y: Tensor, rows: Tensor | None = None, *, checked: bool = False, salt: int = 0):
         Split(pixels if rows is None else pixels[:1].expand(len(rows), *pixels.shape[1:]), y)  # refuses what is none
-        for name, value in (("pixels", pixels), ("y", y), ("rows", rows), ("checked", checked)):
+        for name, value in (("pixels", pixels), ("y", y), ("rows", rows), ("checked", checked), ("salt", salt)):
             object.__setattr__(self, name, value)
 
     @property
@@ -64,20 +65,22 @@ class MappedSplit(Split):
         if isinstance(index, int):
             index = [range(len(self))[index]]
         index = index.cpu() if isinstance(index, Tensor) else index
+        same: dict[str, Any] = {"checked": self.checked, "salt": self.salt}
         if self.rows is not None:
-            return MappedSplit(self.pixels, self.y[index], self.rows[index], checked=self.checked)
+            return MappedSplit(self.pixels, self.y[index], self.rows[index], **same)
         if isinstance(index, slice):
-            return MappedSplit(self.pixels[index], self.y[index], checked=self.checked)
+            return MappedSplit(self.pixels[index], self.y[index], **same)
         if not (isinstance(index, Tensor) and index.dtype == torch.int64):
             index = torch.arange(len(self))[index]
-        return MappedSplit(self.pixels, self.y[index], index, checked=self.checked)
+        return MappedSplit(self.pixels, self.y[index], index, **same)
 
     def to(self, device: torch.device | str) -> Split:
         """Read them, and move them to a device; to a GPU through pinned memory, so that nobody waits."""
         x, y = self.x, self.y
         if torch.device(device).type != "cuda":
-            return Split(x.to(device), y.to(device))
-        return Split(*(part.pin_memory().to(device, non_blocking=True) for part in (x, y)))
+            return Split(x.to(device), y.to(device), self.salt)
+        x, y = (part.pin_memory().to(device, non_blocking=True) for part in (x, y))
+        return Split(x, y, self.salt)
 
     def held(self, device: torch.device | str) -> MappedSplit:
         """The same: a training reads each batch, and moves that."""
@@ -86,6 +89,10 @@ class MappedSplit(Split):
     def contiguous(self) -> MappedSplit:
         """The same."""
         return self
+
+    def salted(self, salt: int) -> MappedSplit:
+        """The same, in an order of which `salt` is that of the hash."""
+        return MappedSplit(self.pixels, self.y, self.rows, checked=self.checked, salt=salt)
 
     def in_place(self) -> MappedSplit:
         """The same images in the order in which the file has them."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from .checkpoint_files import Checkpoints
 from .dataset import Split
@@ -96,7 +95,7 @@ def told_of(config: dict[str, Any], train: Any, device: torch.device) -> dict[st
         train: its training images; only those of a `Split` are looked at.
         device: where it trains.
     """
-    images = {"images": fingerprint(train.x, train.y)} if isinstance(train, Split) else {}
+    images = {"images": fingerprint(train)} if isinstance(train, Split) else {}
     told = {key: config[key] for key in ("model", "defense", "data", "options")}
     return {**told, **images, "device": device.type, "processes": count()}
 
@@ -148,18 +147,17 @@ def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> Non
                 bad(name, ours, accepted, "to resume it, tell fit the same; or train anew with overwrite=True")
 
 
-def fingerprint(x: Tensor, y: Tensor, looked_at: int = 256) -> str:
+def fingerprint(images: Split, looked_at: int = 256) -> str:
     """A short name for images and labels, by which others are noticed: all labels count, and a sample of the images.
 
     Args:
-        x: images, (N, C, H, W).
-        y: labels, (N,).
-        looked_at: how many images to read; a set may be larger than the memory.
+        images: those to train on.
+        looked_at: how many of them to read; a set may be larger than the memory.
     """
-    found = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
-    found.update(y.cpu().contiguous().numpy().data)
-    places = torch.linspace(0, len(x) - 1, min(looked_at, len(x))).long()
-    found.update(x[places.to(x.device)].cpu().contiguous().view(torch.uint8).numpy().data)
+    found = hashlib.sha256(f"{tuple(images.shape)} {images.dtype}".encode())
+    found.update(images.y.cpu().contiguous().numpy().data)
+    places = torch.linspace(0, len(images) - 1, min(looked_at, len(images))).long()
+    found.update(images[places].x.cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]
 
 

@@ -253,6 +253,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise FileError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if all(value.dtype == torch.float64 for value in state.values() if value.is_floating_point()):
+        model.double()  # which build_model does not know of: the weights would be rounded
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

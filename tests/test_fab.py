@@ -260,22 +260,6 @@ def test_on_a_trained_network_the_verdict_is_that_of_the_authors_code(norm, eps)
     assert (broken != expected).sum() <= 1  # one for rounding
 
 
-@given(st.integers(0, 1000), st.sampled_from([LINF, L2]), st.booleans(), st.booleans())
-@settings(max_examples=20, deadline=None)
-def test_it_stays_inside_and_touches_nothing(seed, threat, targeted, training):
-    net = nn.Sequential(nn.BatchNorm2d(1), smooth(seed), nn.Dropout(0.5)).train(training)
-    x = images(seed)
-    y, target = torch.arange(16) % 6, (torch.arange(16) + 1) % 6
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    modes, state = [module.training for module in net.modules()], torch.random.get_rng_state()
-    x_adv = fab(net, x, y, threat, steps=4, restarts=2, target=target if targeted else None, rng=seed)
-    assert threat.contains(x_adv, x).all() and not x_adv.requires_grad
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert modes == [module.training for module in net.modules()]
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())
-
-
 @pytest.mark.parametrize("threat", [Threat("linf", 0.03), Threat("l2", 0.15)])
 def test_what_it_returns_is_misclassified_or_the_image_itself(threat):
     net, x = smooth(3, dtype=torch.float64), images(3, n=40, dtype=torch.float64)
@@ -285,16 +269,6 @@ def test_what_it_returns_is_misclassified_or_the_image_itself(threat):
     broken, same = net(x_adv).argmax(1) != y, (x_adv == x).flatten(1).all(1)
     assert 5 < broken.sum() < 40 and torch.equal(broken[3:], ~same[3:])
     assert broken[:3].all() and same[:3].all()
-
-
-def test_a_batch_may_be_cut_at_will():
-    net, x = smooth(4, dtype=torch.float64), images(4, n=30, dtype=torch.float64)
-    y = net(x).argmax(1)
-    threat = Threat("linf", 0.03)
-    whole = fab(net, x, y, threat, steps=15)
-    parts = torch.cat([fab(net, x[i : i + 7], y[i : i + 7], threat, steps=15) for i in range(0, 30, 7)])
-    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-9)
-    assert 3 < (whole != x).flatten(1).any(1).sum() < 30
 
 
 def test_restarts_go_on_where_the_first_run_failed():

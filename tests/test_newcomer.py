@@ -65,4 +65,4 @@ def test_a_new_defense_takes_one_file_one_line_and_two_rows(copy):
     told, found = training.communicate()[0], tests.communicate()[0]
     assert training.returncode == 0 and "Pairing(" in told and "lam=0.2" in told and "clean" in told, told
     assert (copy / "run" / "report.json").is_file()
-    assert tests.returncode == 0 and int(re.search(r"(\d+) passed", found)[1]) > 30, found[-5000:]
+    assert tests.returncode == 0 and int(re.search(r"(\d+) passed", found)[1]) > 24, found[-5000:]

@@ -42,6 +42,7 @@ FLOORS = [
         "mapped",
         "data_rows",
         "data_user",
+        "data_order",
         "data_folders",
         "data_known",
     ],

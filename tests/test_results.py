@@ -3,6 +3,7 @@
 import json
 import random
 import statistics
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,42 @@ def test_a_file_gives_back_what_was_written(results, tmp_path):
     assert again == results and str(again) == str(results)
     text = (tmp_path / "r.json").read_text()
     assert max(map(len, text.splitlines())) < 2000 and text.count("\n") > 60  # a line for each key, not for each number
+
+
+FIGURES = st.floats(allow_nan=False, allow_infinity=False).map(six_digits) | st.none()
+
+
+@st.composite
+def trials(draw, plan):
+    """A run as it may come out of a plan: finished with any figures and words, or failed."""
+    if draw(st.booleans()):
+        return Trial(plan.method, plan.seed, plan.config, "failed", draw(st.text(min_size=1)))
+    total, epochs = draw(st.integers(1, 10**6)), draw(st.integers(0, 3))
+    return Trial(
+        plan.method, plan.seed, plan.config, notes=draw(st.lists(st.text(), max_size=3)),
+        logs={"implicit_share": draw(FIGURES)}, seconds={"train": draw(st.floats(0, 1e6)), "judge": 1.0},
+        forwards=draw(st.floats(0, 1e6)), forwards_total=draw(st.integers(0, 10**12)),
+        rows={
+            name: {
+                "correct": draw(st.integers(0, total)), "total": total, "details": draw(st.text()),
+                "verdicts": digest_of(draw(st.text())),
+            } for name in ("clean", "fgsm", "pgd")
+        },
+        history={"epoch": list(range(epochs)), "loss": draw(st.lists(FIGURES, min_size=epochs, max_size=epochs))},
+    )  # fmt: skip
+
+
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_whatever_the_runs_came_to_their_file_gives_it_back(data):
+    experiment = at.experiments.load("digits")
+    chosen = st.lists(st.sampled_from(experiment.plan()), unique_by=lambda plan: (plan.method, plan.seed), max_size=4)
+    runs = [data.draw(trials(plan)) for plan in data.draw(chosen)]
+    call = {"command": "x", "start": "2026-01-01", "end": "2026-01-01", "device": "cpu", "versions": {"torch": "2"}}
+    written = Results(experiment.content, in_order(experiment.content, runs), [call])
+    with tempfile.TemporaryDirectory() as folder:
+        written.save(Path(folder, "r.json"))
+        assert at.load_results(Path(folder, "r.json")) == written
 
 
 def test_the_table_is_what_one_computes_by_hand(results):

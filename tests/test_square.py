@@ -208,24 +208,6 @@ def test_another_seed_is_another_search():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_nothing_else_is_touched(threat):
-    model, (x, y) = net(3).train(), batch(3)
-    model[1].eval()
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    model[5].bias.requires_grad_(False)
-    flags, frozen = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    x_before, y_before, random_before = x.clone(), y.clone(), torch.random.get_rng_state()
-    x_adv = square(model, x, y, threat, queries=30)
-    assert torch.equal(torch.random.get_rng_state(), random_before)
-    assert torch.equal(x, x_before) and torch.equal(y, y_before) and not x_adv.requires_grad
-    assert [m.training for m in model.modules()] == flags and [p.requires_grad for p in model.parameters()] == frozen
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
-
-
 def test_an_image_that_is_misclassified_costs_one_query_and_stays():
     model, (x, _) = net(4), batch(4, n=6)
     y = answers(model, x)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attacks.gradient import check_box
 from ..attacks.pursuit import Passes
 from ..checks import are_probabilities, check_labels, check_model, check_threat
-from ..data import Split, as_split
+from ..data import Split, as_split, order_of
 from ..errors import at_least, check_flag, check_path
 from ..files import check_writable
 from ..modes import attacking, place
@@ -58,8 +58,9 @@ def autoattack(
     the attacks. Every example that counts is inside the threat to the last bit, and was seen to be misclassified by a
     pass in full precision. An autocast around the call is ignored.
 
-    Random starts belong to the image, not to the batch: the verdicts do not depend on the batch size, and a resumed
-    evaluation ends like an uninterrupted one, up to the rounding of the passes themselves.
+    Random starts belong to the image, not to the batch or to its place in x: the verdicts depend neither on the batch
+    size nor on the order of the images, and a resumed evaluation ends like an uninterrupted one, up to the rounding of
+    the passes themselves.
 
     >>> import advtrain as at
     >>> data, model = at.load_data("digits"), at.load_results("digits").run("fgsm").model
@@ -126,9 +127,9 @@ def judge_split(
         check_writable(Path(state).parent, holding=Path(state).name, overwrite=True)
     check_examples(examples, state)
     batch_size = None if batch_size is None else at_least("batch_size", batch_size, 1)
-    device, dtype = place(model)
+    (device, dtype), order = place(model), order_of(split)
     with own_global_randomness(seed, device), torch.inference_mode(False), torch.enable_grad():
-        sample = split[:8].to(device).images(dtype=dtype).detach().clone(memory_format=torch.contiguous_format)
+        sample = split[order[:8]].to(device).images(dtype=dtype).detach().clone(memory_format=torch.contiguous_format)
         if len(sample) == 1:
             sample = torch.cat([sample, sample.flip(-1)])  # probabilities are told from logits by two of them
         classes = check_model(model, sample.clone(), int(split.y.max()) + 1, probabilities=True)
@@ -150,12 +151,11 @@ def judge_split(
             passes = Passes(model, bf16=bf16, layout=layout, blind=True, read=read)
             rows = batch_size or rows_that_fit(model, sample)
             with progress_bar(progress, total=0, unit="pass", unit_scale=True, desc="autoattack") as bar:
-                judge = Judge(plan, passes, split, threat, Rng(seed, "autoattack"), rows, done, kept, bar)
+                judge = Judge(plan, passes, split, order, threat, Rng(seed, "autoattack"), rows, done, kept, bar)
                 try:
                     judge.clean()
                     doubts = partial(examine, version=version, probabilities=probabilities, into=done.warnings)
-                    first = torch.arange(min(len(split), PROBED))
-                    judge.each(first[:rows], lambda index, _: doubts(passes, judge.batch(index)[0]))
+                    judge.each(order[:PROBED][:rows], lambda index, _: doubts(passes, judge.batch(index)[0]))
                     for number in range(len(plan)):
                         judge.stage(number)
                     bar.total = bar.n

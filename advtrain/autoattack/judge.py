@@ -27,6 +27,8 @@ class Judge:
         plan: the attacks.
         passes: through the model.
         split: the images and labels.
+        order: (N,) int64, the positions of the images in the order in which they are judged: an image's place in this
+            order names its random draws.
         threat: the ball and the box.
         rng: the stream of the evaluation.
         rows: how many rows a batch may have.
@@ -36,10 +38,11 @@ class Judge:
     """
 
     def __init__(
-        self, plan: tuple[Stage, ...], passes: Passes, split: Split, threat: Threat, rng: Rng, rows: int, state: State,
-        examples: Examples, bar: Any,
+        self, plan: tuple[Stage, ...], passes: Passes, split: Split, order: Tensor, threat: Threat, rng: Rng, rows: int,
+        state: State, examples: Examples, bar: Any,
     ):  # fmt: skip
         self.plan, self.passes, self.split, self.threat = plan, passes, split, threat
+        self.order, self.places = order, order.argsort()
         self.rng, self.rows, self.state, self.examples, self.bar = rng, rows, state, examples, bar
         self.device, self.dtype = place(passes.model)
         self._before = dict(state.passes)
@@ -89,7 +92,8 @@ class Judge:
                 blind, asked = blind + self._blind(stage, x, y), asked + len(x)
             self.passes.eot = stage.eot
             try:
-                broken, x_adv = attack(stage, self.passes, x, y, self.threat, index=index, rng=rng, rows=self.rows)
+                place = self.places[index]
+                broken, x_adv = attack(stage, self.passes, x, y, self.threat, index=place, rng=rng, rows=self.rows)
             finally:
                 self.passes.eot = 1
             self._note(index, number + 1, broken, x, x_adv)
@@ -109,8 +113,8 @@ class Judge:
         self.state.save()
 
     def _left(self, row: int) -> Tensor:
-        """The numbers of the images that stand and have not been through this row of the state."""
-        return ((self.state.broken_by == -1) & ~self.state.met[row]).nonzero().squeeze(1)
+        """The positions of the images that stand and have not been through this row of the state, in `order`."""
+        return self.order[((self.state.broken_by == -1) & ~self.state.met[row])[self.order]]
 
     def _note(self, index: Tensor, row: int, broken: Tensor, x: Tensor, x_adv: Tensor) -> None:
         """What a batch came to. A member of the threat is all that counts as an adversarial example.

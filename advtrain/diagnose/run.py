@@ -8,7 +8,7 @@ from torch import nn
 
 from ..attacks.gradient import check_box
 from ..checks import check_model, check_threat
-from ..data import Dataset, Split, as_split
+from ..data import Dataset, Split, as_split, order_of
 from ..dataset import check_seed
 from ..errors import ModelError, at_least, check_flag, check_kind
 from ..modes import place
@@ -87,10 +87,12 @@ def diagnose(
     split = as_split(data)
     check_box(split, threat)
     rng, (device, dtype) = Rng(seed, "diagnose"), place(model)
+    order = order_of(split)
     chosen = rng.child("images").permutation(len(split))[:images].sort().values
-    part = split[chosen].to(device)
+    part = split[order[chosen]].to(device)
     x, y = part.images(dtype=dtype), part.y
-    more = (data.train if isinstance(data, Dataset) and isinstance(data.train, Split) else split)[:MOST].to(device)
+    known = isinstance(data, Dataset) and isinstance(data.train, Split)
+    more = (data.train[:MOST] if known else split[order[:MOST]]).to(device)
     lessons = more.images(dtype=dtype), more.y
     classes = max(2, int(max(split.y.max(), more.y.max())) + 1)
 

@@ -160,14 +160,14 @@ def eps_curve(
         bad("attack", attack, "one attack, or several of different names")
     figure, axes = canvas(ax, (6.4, 4.0))
     split = as_split(data)
-    check_subject(model, split, threat, batch_size)
+    order = check_subject(model, split, threat, batch_size)
 
     def row(name: str, eps: float) -> Row:
         def perturb(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
             return chosen[name](model, x, y, dataclasses.replace(threat, eps=eps), rng)
 
         attacked = perturb if eps > 0 else None
-        correct = find_correct(model, split, attacked, batch_size=batch_size, seed=seed).cpu()
+        correct = find_correct(model, split, attacked, batch_size=batch_size, seed=seed, order=order).cpu()
         return Row(name, int(correct.sum()), len(split), f"ε = {format_eps(eps)}", correct)
 
     clean = row("clean", 0.0)
