@@ -14,7 +14,7 @@ import os
 import re
 from typing import Any, NoReturn
 
-SHOWN = 100
+_SHOWN = 100
 """Characters of a value that a message shows at most."""
 
 
@@ -73,16 +73,16 @@ def bad(name: str, value: Any, accepted: str, hint: str = "", *, kind: type[Advt
         hint: the likely fix. Where a number is wanted and something like one came, the message says that instead.
         kind: the error to raise.
     """
-    hint = (_slip(value) if NUMERIC.match(accepted) else "") or hint
+    hint = (_slip(value) if _NUMERIC.match(accepted) else "") or hint
     raise kind(f"{name}={shown(value)} is not {accepted}" + (f": {hint}" if hint else ""))
 
 
-NUMERIC = re.compile(r"(an integer|a number(?! or a fraction)|a finite number|above|at least \d|in [\[(]|6n)")
+_NUMERIC = re.compile(r"(an integer|a number(?! or a fraction)|a finite number|above|at least \d|in [\[(]|6n)")
 """What is accepted begins like this where it is a number."""
 
 
 def shown(value: Any) -> str:
-    """`value` in one line of a message: not longer than `SHOWN`, and without an address in memory.
+    """`value` in one line of a message: not longer than 100 characters, and without an address in memory.
 
     Args:
         value: whatever the caller was given.
@@ -93,7 +93,7 @@ def shown(value: Any) -> str:
     if "\n" in text or re.search(r"\bat 0x[0-9a-fA-F]+", text):
         name = getattr(value, "__qualname__", None)
         return f"the function {name}" if callable(value) and name else f"an object of type {type(value).__name__}"
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def _slip(value: Any) -> str:
@@ -134,7 +134,7 @@ def one_of(name: str, value: Any, choices: Any) -> None:
     word = "" if value is None or isinstance(value, type) else str(value).lower()
     near = [word] if word in names else difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     listed = ", ".join(map(str, choices))
-    if len(listed) > 4 * SHOWN:
+    if len(listed) > 4 * _SHOWN:
         closest = difflib.get_close_matches(word, names, n=4, cutoff=0) if word else list(names)[:4]
         listed = f"{len(choices)} names, such as {', '.join(names[each] for each in closest)}"
     words = not isinstance(value, str) and all(isinstance(choice, str) for choice in choices)
