@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .errors import AdvtrainError, FileError, at_least, bad
+from .errors import AdvtrainError, FileError, at_least, bad, check_flag, check_path
 from .files import check_writable
 from .modes import keeping_modes
 from .processes import gather, rank
@@ -53,6 +53,8 @@ class EarlyStopping:
     """
 
     def __init__(self, patience: int = 5, by: str = "val_pgd"):
+        if not isinstance(by, str):
+            bad("by", by, "the name of a figure", "such as 'val_pgd' or 'loss'")
         self.patience, self.by = at_least("patience", patience, 1), by
 
     def __call__(self, run: Run) -> None:
@@ -84,6 +86,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, resume: bool = False):
+        check_path("folder", folder, "folder")
+        check_flag("resume", resume)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -139,7 +143,7 @@ def check_callbacks(callbacks: Any) -> None:
         if isinstance(callback, type):
             bad("callbacks", callback.__name__, "made yet", f"it is a class: write {callback.__name__}(…)")
         if not callable(callback):
-            bad("callbacks", callback, "a function of the run")
+            bad("callbacks", callback, "a function of the run", "such as at.callbacks.EarlyStopping()")
 
 
 def tell(run: Run, functions: Sequence[Callable[[], Any]], device: torch.device) -> str | None:

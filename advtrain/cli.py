@@ -46,6 +46,7 @@ from .processes import first_alone, first_before_others, joined, rank, several, 
 from .provenance import version
 from .recipe import RECORDED, check_options, compiled, find_device
 from .report import count
+from .resume import check_resume
 from .runs import Run
 from .schedules import SCHEDULES
 from .threat import Threat
@@ -179,7 +180,8 @@ def check_training(model: nn.Module, defense: Defense, **options: Any) -> None:
     find_device(shared_device(options["device"]))
     compiled(model, defense, options["compile"])
     out = options["out"]
-    if out is not None and not options.get("resume"):
+    check_resume(options["resume"], options["checkpoint_every"], out, options["overwrite"])
+    if out is not None and not options["resume"]:
         first_alone(lambda: check_writable(out, holding="config.json", overwrite=options["overwrite"]))
         first_alone(lambda: check_free_of(out, "model.json", "an export, whose weights these would replace"))
 

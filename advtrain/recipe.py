@@ -62,7 +62,8 @@ def find_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
-        bad("device", device, "available here", f"{error}".strip().split("\n")[0])
+        why = f"{error}".strip().split("\n")[0].split(". ")[0][:120]
+        bad("device", device, "available here", f"write auto (a GPU if there is one), cpu, cuda, cuda:1 or mps ({why})")
     return found
 
 

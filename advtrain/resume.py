@@ -77,7 +77,10 @@ def opened(folder: Path, *, overwrite: bool, resume: bool) -> Iterator[None]:
             raise FileError(f"{folder} has checkpoints of a run; choose another folder, or pass overwrite=True.{hint}")
 
     check()
-    with claimed(folder):
+    fresh = not folder.exists()
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_if_empty, folder, fresh)
+        stack.enter_context(claimed(folder))
         check()  # as it is now that nobody else changes it
         for name in ("model.safetensors", "history.json", "provenance.json", "config.json"):
             for debris in folder.glob(f".{name}.*.partial"):  # of a writer that was killed
@@ -85,6 +88,14 @@ def opened(folder: Path, *, overwrite: bool, resume: bool) -> Iterator[None]:
         if not resume:
             checkpoints.clear()
         yield
+
+
+def _remove_if_empty(folder: Path, fresh: bool) -> None:
+    """Leave no folder behind for a training that was refused before it wrote anything."""
+    if fresh and [path.name for path in folder.glob("*")] in ([], [".lock"]):
+        with contextlib.suppress(OSError):
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def told_of(config: dict[str, Any], train: Any, device: torch.device) -> dict[str, Any]:

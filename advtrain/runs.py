@@ -24,9 +24,10 @@ from torch import nn
 from .data import Dataset, load_data
 from .defense import Defense
 from .defenses import DEFENSES, from_config
-from .errors import AdvtrainError, ArgumentError, FileError, bad
+from .errors import AdvtrainError, ArgumentError, FileError, bad, check_kind, check_path
 from .files import atomic, check_free_of, check_writable, read_json, write_json
 from .models import build_model
+from .modes import unchanged_on_error
 from .recipe import find_device
 from .report import count
 from .resume import claimed
@@ -168,7 +169,15 @@ def load_run(
         FileError: no run there, or a damaged one.
         ArgumentError: the model or the defense must be given, or the model given does not fit.
     """
-    folder = Path(path)
+    check_path("path", path, "run folder")
+    for name, value, kind, hint in (
+        ("model", model, nn.Module, "a network like that of the run, or None for one of build_model"),
+        ("defense", defense, Defense, "at.defenses.FastAT(threat), say, or None for one of this package"),
+        ("data", data, Dataset, "at.load_data(name), or at.as_dataset((x, y)), makes one"),
+    ):
+        if value is not None:
+            check_kind(name, value, kind, hint)
+    folder, place = Path(path), find_device(device)
     if not (folder / "config.json").is_file():
         raise FileError(f"{folder} holds no run: there is no config.json in it")
     config = read_json(folder / "config.json")
@@ -207,7 +216,7 @@ def load_run(
         run.best_epoch = int(at["epoch"])
         if int(at["epochs"]) > len(run.history):
             run.notes.append(f"killed while epoch {at['epochs']} was written: its weights are here, its record is not")
-    run.model.to(find_device(device)).eval()
+    run.model.to(place).eval()
     if data is None and spec:
         try:
             run.data = load_data(**spec)
@@ -256,7 +265,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     if all(value.dtype == torch.float64 for value in state.values() if value.is_floating_point()):
         model.double()  # which build_model does not know of: the weights would be rounded
     try:
-        model.load_state_dict(state)
+        with unchanged_on_error(model):
+            model.load_state_dict(state)
     except RuntimeError as error:
         hint = ""
         if "normalize." in str(error) and "normalize.mean" in state:
@@ -265,4 +275,6 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
                 f". Wrap your network: at.load_model(net, mean=[0.5] * {n}, std=[0.5] * {n}), say, for that of the run "
             )
             hint += "was normalised, and its values replace these"
-        raise ArgumentError(f"model does not fit the weights in {path}: {error}{hint}") from error
+        said = " ".join(str(error).partition("\n")[2].split())
+        said = said if len(said) <= 200 else said[:199] + "…"
+        raise ArgumentError(f"model does not fit the weights in {path}: {said}{hint}") from error

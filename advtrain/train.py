@@ -21,7 +21,7 @@ from .errors import at_least, bad, check_flag
 from .interrupt import blaming_ctrl_c, interruptible
 from .loader import make_loader
 from .loop import Loop
-from .modes import place
+from .modes import place, unchanged_on_error
 from .processes import agree, count, first_alone, naming_the_lost, rank, several, shared_device
 from .progress import aside, progress_bar
 from .provenance import provenance
@@ -149,6 +149,8 @@ def fit(
     check_defense("defense", defense, "fit(model, defense, data)")
     if on_epoch is not None and not callable(on_epoch):
         bad("on_epoch", on_epoch, "a function of the epoch's record")
+    if isinstance(on_epoch, type):
+        bad("on_epoch", on_epoch, "made yet", f"it is a class: callbacks=[{on_epoch.__name__}(…)]")
     check_callbacks(callbacks)
     check_flag("bf16", bf16, none="the choice of the device")
     check_flag("progress", progress, none="a bar where somebody watches")
@@ -183,8 +185,6 @@ def fit(
         agree(defense=defense.config, batches=len(loader), checkpoint_every=every, resume=resume, **run.options)
     if on_gpu:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]  # for tensor cores
-    if not model.training:
-        model.train()  # a model in evaluation mode comes from an earlier use; in training mode, frozen layers stay so
     with contextlib.ExitStack() as closing:  # last of all, so that an error there loses nothing
         checkpoints = None
         if out is not None:
@@ -198,7 +198,10 @@ def fit(
         for callback in callbacks if first else ():
             closing.callback(getattr(callback, "close", lambda: None))
         with contextlib.ExitStack() as stack:
-            with GLOBAL_STATE:  # the defense sets itself up in the loop, and may draw; threads train beside this one
+            # The defense sets itself up in the loop, and may draw or refuse the model; threads train beside this one.
+            with GLOBAL_STATE, unchanged_on_error(model):
+                if not model.training:  # it comes from an earlier use; in training mode, frozen layers stay so
+                    model.train()
                 stack.enter_context(own_global_randomness(seed, where))
                 pause = stack.enter_context(interruptible(not several()))
                 loop = Loop(

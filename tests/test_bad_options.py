@@ -271,6 +271,27 @@ DEFENSE = [
 FIT = [
     *wrong(
         "fit", ArgumentError,
+        ({"model": Made(lambda: net().eval()), "defense": at.defenses.RvS(THREAT, features="nowhere")},
+         "features='nowhere' is not the name of a layer of the model, such as head: its input is the feature vector"),
+        ({"on_epoch": at.callbacks.EarlyStopping},
+         "on_epoch=the class EarlyStopping is not made yet: it is a class: callbacks=[EarlyStopping(…)]"),
+    ),
+    *wrong(
+        "EarlyStopping", ArgumentError,
+        ({"patience": 0}, "patience=0 is not an integer of at least 1"),
+        ({"by": 3}, "by=3 is not the name of a figure: such as 'val_pgd' or 'loss'"),
+    ),
+    *wrong(
+        "TensorBoard", ArgumentError,
+        ({"folder": 3}, "folder=3 is not the path of a folder: write it as text, or as a Path"),
+        ({"resume": 1}, "resume=1 is not True or False"),
+    ),
+    *wrong(
+        "TensorBoard", FileError,
+        ({"folder": "a-file"}, "cannot write to a-file: it is no folder; choose another one"),
+    ),
+    *wrong(
+        "fit", ArgumentError,
         ({"model": Made(lambda: at.defenses.FastAT(THREAT)), "defense": Made(net)},
          "model=an object of type FastAT is not a Module: the order is fit(model, defense, data)"),
         ({"defense": "fast-at"},
@@ -493,4 +514,5 @@ def test_every_parameter_has_a_mistake_in_the_table():
     Mistakes in models and data are in `test_bad_input.py`.
     """
     calls = *ATTACKS, *DEFENSES, "fit", "evaluate", "autoattack", "diagnose", "Protocol", "budget"
+    calls += "EarlyStopping", "TensorBoard"
     assert {(call, name) for call, name in uncovered(calls, ROWS) if name not in ("model", "data")} == UNCHECKED

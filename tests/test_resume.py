@@ -329,6 +329,13 @@ def test_what_cannot_be_resumed_is_refused(options, message, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_training_that_is_refused_late_leaves_no_folder(tmp_path):
+    defense = at.defenses.GradAlign(kills.THREAT)
+    with pytest.raises(at.errors.ArgumentError, match="compile=True is not possible with gradalign"):
+        at.fit(kills.network(), defense, kills.DATA, out=tmp_path / "new", compile=True)
+    assert not list(tmp_path.iterdir())
+
+
 class Foreign(at.defenses.Standard):
     def state_dict(self):
         return {"object": object()}

@@ -199,6 +199,8 @@ CALLS = {
     **{name: (kind, _defense) for name, kind in DEFENSES.items()},
     "from_config": (at.defenses.from_config, lambda: {"config": at.defenses.FGSM(THREAT).config}),
     "fit": (at.fit, lambda: {"model": net(), "defense": at.defenses.FastAT(THREAT), "data": data(), "epochs": 1}),
+    "EarlyStopping": (at.callbacks.EarlyStopping, dict),
+    "TensorBoard": (at.callbacks.TensorBoard, lambda: {"folder": "events"}),
     "evaluate": (at.evaluate, lambda: {"model": net(), "data": data(), "threat": THREAT}),
     "autoattack": (at.autoattack, lambda: {**_attack(), "version": "fast"}),
     "diagnose": (at.diagnose, lambda: {"model": net(), "data": data(), "threat": THREAT, "images": 2,
