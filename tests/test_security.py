@@ -338,6 +338,15 @@ def test_endless_nesting_and_endless_numbers_are_refused(tmp_path, run_folder, c
         at.experiments.load(tmp_path / "mine.toml")
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "1e999", "inf", "nan", '"9/0"'])
+def test_no_number_of_an_experiment_is_beyond_all_floats(tmp_path, number):
+    text = Path(at.experiments.__file__).with_name("digits.toml").read_text(encoding="utf-8")
+    for key in ("eps", "lr"):
+        (tmp_path / "mine.toml").write_text(re.sub(rf"(?m)^{key} = .*", f"{key} = {number}", text), encoding="utf-8")
+        with pytest.raises(ArgumentError, match=rf"mine\.toml: .*{key}"):
+            at.experiments.load(tmp_path / "mine.toml")
+
+
 @pytest.mark.parametrize("option", ["width", "num_classes"])
 def test_a_configuration_of_an_enormous_network_is_refused_before_it_is_built(tmp_path, run_folder, option):
     folder = tmp_path / "run"
