@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import os
 import re
@@ -14,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from .errors import FileError
 from .files import atomic
@@ -88,9 +87,7 @@ def _check_total(archive: Path, count: int, held: int, most: int) -> None:
         raise FileError(f"{archive} holds {count:,} files of {held:,} bytes or more: it is not unpacked")
 
 
-def _write(
-    archive: Path, place: Path, most: int, members: list[Any], content: Callable[[Any], IO[bytes] | None]
-) -> None:
+def _write(archive: Path, place: Path, most: int, members: list[Any], content: Callable[[Any], Any]) -> None:
     """Write members, each a name, a size, whether it is a folder, and what `content` opens, after a look at all."""
     _check_total(archive, len(members), sum(size for _, size, _, _ in members), most)
     for name, *_ in members:
@@ -103,9 +100,8 @@ def _write(
         path = place / name
         (path if is_folder else path.parent).mkdir(parents=True, exist_ok=True)
         if not is_folder:
-            with content(entry) or contextlib.nullcontext(None) as source, open(path, "xb") as file:
-                if source is None or _copy(source, file, size) != size:
-                    raise FileError(f"{archive} is damaged: {name!r} has other than {size:,} bytes")
+            with content(entry) as source, open(path, "xb") as file:
+                _copy(source, file, size)
 
 
 def _copy(source: Any, file: Any, most: int) -> int:

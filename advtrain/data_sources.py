@@ -120,8 +120,8 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, *, progress: bo
         return path
     _check_reader(name)  # before anything is downloaded in vain
     advice = (
-        f"Check the connection and try again, or put {name}.npz, made elsewhere by `advtrain data fetch {name}`, into "
-        "the data folder (ADVTRAIN_DATA or root)"
+        f"Check the connection and try again, or put {name}.npz, made elsewhere by `advtrain data fetch {name}`, or "
+        f"{source.folder}, as its authors or torchvision have it, into the data folder (ADVTRAIN_DATA or root)"
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -327,7 +327,7 @@ def test_a_zip_that_lies_about_its_sizes_is_found_out(tmp_path):
     with zipfile.ZipFile(tmp_path / "liar", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a", b"\0" * 100_000)
         packed.filelist[0].file_size = 1
-    stays_packed(tmp_path / "liar", "liar (is damaged: 'a' has other than 1 bytes|cannot be unpacked)")
+    stays_packed(tmp_path / "liar", "liar cannot be unpacked: Bad CRC-32")
 
 
 def test_a_tar_file_of_a_terabyte_is_refused_without_reading_it(tmp_path):

@@ -30,9 +30,8 @@ def test_damaged_files_are_taken_or_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_damaged_files_are_taken_or_refused_for_longer(seed):
-    findings, _ = fuzz.run(seconds=60, seed=seed)
+def test_damaged_files_are_taken_or_refused_for_longer():
+    findings, _ = fuzz.run(seconds=60, seed=1)
     assert not findings, told(findings)
 
 

@@ -338,6 +338,15 @@ def test_endless_nesting_and_endless_numbers_are_refused(tmp_path, run_folder, c
         at.experiments.load(tmp_path / "mine.toml")
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "1e999", "inf", "nan", '"9/0"'])
+def test_no_number_of_an_experiment_is_beyond_all_floats(tmp_path, number):
+    text = Path(at.experiments.__file__).with_name("digits.toml").read_text(encoding="utf-8")
+    assert text.count("\neps = 0.3\n") == 1
+    (tmp_path / "mine.toml").write_text(text.replace("\neps = 0.3\n", f"\neps = {number}\n"), encoding="utf-8")
+    with pytest.raises(ArgumentError, match=r"mine\.toml: .*eps"):
+        at.experiments.load(tmp_path / "mine.toml")
+
+
 @pytest.mark.parametrize("option", ["width", "num_classes"])
 def test_a_configuration_of_an_enormous_network_is_refused_before_it_is_built(tmp_path, run_folder, option):
     folder = tmp_path / "run"

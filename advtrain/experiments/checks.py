@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import math
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -57,11 +56,11 @@ def check_type(name: str, value: Any, hint: Any) -> Any:
     if optional and value == "none":
         return None
     if type(value) in kinds or not kinds:
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not is_finite(value):
             bad(name, value, "a finite number")
         return value
     if float in kinds and type(value) is int:
-        return float(value)
+        return float(value) if is_finite(value) else bad(name, value, "a finite number")
     if float in kinds and isinstance(value, str) and "/" in value:
         with place(name):
             return parse_eps(value)
