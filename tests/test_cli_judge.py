@@ -256,7 +256,7 @@ AA = ("--limit", "12", "--steps", "1", "--restarts", "1", "--eps", "0.5", "--aut
 def calls(monkeypatch):
     """What the command asks of AutoAttack and of `evaluate`, in that order."""
     found = []
-    for name in ("autoattack", "evaluate"):
+    for name in ("judge_split", "evaluate"):
         function = getattr(cli_judge, name)
 
         def noted(*arguments, name=name, function=function, **options):
@@ -286,7 +286,7 @@ def test_files_of_autoattack_are_refused_before_any_other_work(finished, tmp_pat
     (tmp_path / "file").write_text("no folder")
     for option, path in (("--state", tmp_path / "other.state"), ("--examples", tmp_path / "file" / "adv.npy")):
         assert path.name in fail(capsys, "evaluate", finished, *AA, option, path)
-    assert [name for name, _ in calls] == ["autoattack", "autoattack"]
+    assert [name for name, _ in calls] == ["judge_split", "judge_split"]
 
 
 def test_what_evaluate_refuses_is_refused_before_autoattack(folder, capsys, calls):
