@@ -74,7 +74,16 @@ def network_for(defense):
 def fitted(folder, defense="fast-at", options=(), **more):
     """One training of `EPOCHS` epochs; the same for the same arguments."""
     model = network_for(defense)
-    told = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 0.02, "val_steps": 2, "seed": 3, **dict(options), **more}
+    told = {
+        "epochs": EPOCHS,
+        "batch_size": BATCH,
+        "lr": 0.02,
+        "val_steps": 2,
+        "seed": 3,
+        "device": "cpu",
+        **dict(options),
+        **more,
+    }
     return train.fit(model, defense_of(defense), DATA, out=folder, **told)
 
 
@@ -177,11 +186,15 @@ def quietly(*arguments):
     work(*arguments)
 
 
+SCHEDULES = sorted(at.schedules.SCHEDULES)
+OPTIMIZERS = ["sgd", "adam", "adamw"]
+
+
 def random_options(chance: random.Random):
     """Options of `fit` by chance."""
     return {
-        "optimizer": chance.choice(["sgd", "adam", "adamw"]),
-        "schedule": chance.choice(sorted(at.schedules.SCHEDULES)),
+        "optimizer": chance.choice(OPTIMIZERS),
+        "schedule": chance.choice(SCHEDULES),
         "ema": chance.choice([None, 0.9]),
         "select": chance.choice(["last", "best"]),
         "clip_grad": chance.choice([None, 1.0]),

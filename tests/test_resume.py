@@ -70,10 +70,15 @@ def dying(monkeypatch, step):
     monkeypatch.setattr(loop, "step_if", deadly)
 
 
-@pytest.mark.parametrize("defense", DEFENSES)
-def test_every_defense_goes_on_to_the_same_weights(defense, tmp_path, monkeypatch):
-    chance = random.Random(defense)
+assert len(DEFENSES) >= len(kills.SCHEDULES), "some schedule has no case below"
+
+
+@pytest.mark.parametrize("number", range(len(DEFENSES)), ids=DEFENSES)
+def test_every_defense_goes_on_to_the_same_weights_with_every_schedule_and_optimizer(number, tmp_path, monkeypatch):
+    defense, chance = DEFENSES[number], random.Random(number)
     options = kills.random_options(chance)
+    for name, all_of_them in (("schedule", kills.SCHEDULES), ("optimizer", kills.OPTIMIZERS)):
+        options[name] = all_of_them[number % len(all_of_them)]
     whole = kills.fitted(None, defense, options)
     died = chance.randrange(1, kills.steps_of(defense))
     with monkeypatch.context() as patched, pytest.raises(Killed):
@@ -470,3 +475,17 @@ def test_what_was_stopped_by_overfitting_is_not_trained_on_by_resuming(collapsin
         patched.setattr(at.runs.Run, "save", deadly)
         kills.fitted(tmp_path / "x", epochs=4, on_overfit="rewind")
     assert_alike(kills.fitted(tmp_path / "x", epochs=4, on_overfit="rewind", resume=True), whole)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("defense", ["fast-at", "free", "rvs"])
+def test_a_training_on_a_gpu_goes_on_too(defense, tmp_path, monkeypatch):
+    """To weights as close as those of two trainings that were left alone."""
+    options = {"device": "cuda", "bf16": False, "lr": 0.001}
+    whole = kills.fitted(None, defense, options)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        dying(patched, 9)
+        kills.fitted(tmp_path / "x", defense, options, checkpoint_every=3)
+    run = kills.fitted(tmp_path / "x", defense, options, resume=True)
+    for name, value in weights(run).items():
+        torch.testing.assert_close(value, weights(whole)[name], rtol=0.05, atol=0.01)
