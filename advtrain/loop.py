@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import attacks
 from .checkpoint_files import Checkpoints, moved
+from .course import Course
 from .dataset import Split
 from .defense import Batch, Step
 from .errors import ModelError, OverfittingWarning, TrainingError
@@ -56,7 +57,7 @@ class Loop:
         self.steps = 0
         self.checkpoints, self.every = checkpoints, every
         self.saved = (0, 0)  # steps and epochs at the last checkpoint
-        self.begun: tuple[Any, Any] = ([], None)  # random states as the epoch began
+        self.course = Course(loader, device)
         self.tally = Tally(device)
         self.told = told_of(run.config, run.data and run.data.train, device)
         self.overfitted = False  # since the last epoch
@@ -80,7 +81,7 @@ class Loop:
         if not done:
             self.tally = Tally(self.device)
         batch, replay = divmod(done, self.defense.replays)
-        for x, y, index in self.batches(number, batch):
+        for x, y, index in self.course.batches(number, batch, replay):
             for _ in range(replay, self.defense.replays):
                 rate = self.schedule(self.steps, total, self.per_epoch)
                 self.between = False
@@ -123,18 +124,6 @@ class Loop:
         warn()
         bar.set_postfix({key: f"{record[key]:.3f}" for key in ("loss", "accuracy", "val_pgd") if key in record})
         return record
-
-    def batches(self, number: int, skip: int) -> Iterator[Any]:
-        """Those of epoch `number` after the first `skip`, which an earlier process has trained on."""
-        if not skip:
-            self.begun = global_state(self.device), self.loader.state()
-            return iter(self.loader.epoch(number - 1))
-        now = global_state(self.device)
-        set_global_state(self.begun[0], self.device)
-        self.loader.set_state(self.begun[1])
-        left = self.loader.epoch(number - 1, skip)
-        set_global_state(now, self.device)
-        return iter(left)
 
     def update(self, batch: Batch, progress: float, rate: Rate) -> Step:
         """One optimizer step on one batch."""
@@ -234,7 +223,7 @@ class Loop:
         own = {
             "defense": self.defense.state_dict(),
             "tally": self.tally.state_dict(),
-            "begun": self.begun,
+            "course": self.course.state_dict(),
             "global": global_state(self.device),
         }
         return {
@@ -266,7 +255,7 @@ class Loop:
         own = moved(state["own"][rank()], self.device)
         self.defense.load_state_dict(own["defense"])
         self.tally.load_state_dict(own["tally"])
-        self.begun = state["own"][rank()]["begun"]
+        self.course.load_state_dict(state["own"][rank()]["course"])
         set_global_state(state["own"][rank()]["global"], self.device)
 
     def checkpoint(self) -> None:

@@ -46,7 +46,7 @@ FLOORS = [
         "data_folders",
         "data_known",
     ],
-    ["data_sources", "data", "loader"],
+    ["data_sources", "data", "loader", "course"],
     ["attacks", "measure", "bilevel", "features", "synthesis"],
     ["defense", "parallel", "player", "tally"],
     ["defenses"],

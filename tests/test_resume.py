@@ -398,10 +398,13 @@ def test_a_callback_may_save_the_run_itself(tmp_path):
 # -- the caller's own data, and several processes ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("defense", ["fast-at", "free"])
 @pytest.mark.parametrize("own_generator", [False, True])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_dataloader_gives_the_batches_that_it_would_have_given(own_generator, workers, tmp_path, monkeypatch):
-    """Also where its images are augmented by draws from PyTorch's global generator."""
+def test_a_dataloader_gives_the_batches_that_it_would_have_given(
+    defense, own_generator, workers, tmp_path, monkeypatch
+):
+    """Also where images are augmented by draws from PyTorch's global generator, and a batch is used several times."""
 
     class Noisy(torch.utils.data.Dataset):
         def __len__(self):
@@ -415,7 +418,7 @@ def test_a_dataloader_gives_the_batches_that_it_would_have_given(own_generator, 
         generator = torch.Generator().manual_seed(5) if own_generator else None
         loader = torch.utils.data.DataLoader(Noisy(), 8, shuffle=True, generator=generator, num_workers=workers)
         data = at.as_dataset(loader, num_classes=10)
-        return at.fit(kills.network(), kills.defense_of("fast-at"), data, epochs=3, lr=0.02, **options)
+        return at.fit(kills.network(), kills.defense_of(defense), data, epochs=3, lr=0.02, **options)
 
     whole = fitted()
     with monkeypatch.context() as patched, pytest.raises(Killed):
