@@ -76,7 +76,7 @@ def test_a_file_gives_back_what_was_written(results, tmp_path):
     assert max(map(len, text.splitlines())) < 2000 and text.count("\n") > 60  # a line for each key, not for each number
 
 
-FIGURES = st.floats(allow_nan=False, allow_infinity=False).map(six_digits) | st.none()
+FIGURES = st.floats(allow_nan=False, allow_infinity=False, width=32).map(six_digits) | st.none()
 
 
 @st.composite
