@@ -84,6 +84,13 @@ def test_without_uv_it_says_how_to_get_it(monkeypatch, tmp_path):
         matrix.install("oldest", tmp_path, None)
 
 
+def test_what_follows_two_dashes_is_for_pytest():
+    asked = matrix.parse(["oldest", "--torch", "cpu", "--", "-q", "tests/test_fab.py", "-k", "not x"])
+    assert (asked.end, asked.torch, asked.tests) == ("oldest", "cpu", ["-q", "tests/test_fab.py", "-k", "not x"])
+    with pytest.raises(SystemExit):
+        matrix.parse(["oldest", "tests/test_fab.py"])
+
+
 def test_the_tests_are_those_of_make_test():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"-m pytest {' '.join(matrix.ALL)}\n".replace("-n 2", "-n $(JOBS)") in makefile

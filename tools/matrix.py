@@ -95,8 +95,11 @@ def parse(words=None):
     parser.add_argument("--install", action="store_true", help="run no tests")
     parser.add_argument("--torch", choices=["cpu"], help="PyTorch from its own index of CPU wheels")
     parser.add_argument("--folder", type=Path, help="where the environment is or will be")
-    parser.add_argument("tests", nargs="*", help="instead of all tests; after --")
-    return parser.parse_args(words)
+    words = sys.argv[1:] if words is None else words
+    cut = words.index("--") if "--" in words else len(words)
+    chosen = parser.parse_args(words[:cut])
+    chosen.tests = words[cut + 1 :]
+    return chosen
 
 
 def main():
