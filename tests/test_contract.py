@@ -157,7 +157,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data(), precision=PRECISIONS, shape=SHAPES, n=st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=16, deadline=None)
 def test_a_step_stays_within_reach_to_the_last_bit_and_touches_nothing_of_the_caller(name, data, precision, shape, n):
     """Of any network, with frozen layers and parameters and foreign gradients, in any ball and box."""
     kind = at.defenses.DEFENSES[name]

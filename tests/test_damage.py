@@ -268,7 +268,7 @@ def test_a_results_file_that_is_cut_anywhere_is_refused_by_name(tmp_path, result
     assert at.load_results(path).to_dict() == results.to_dict()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), more=st.integers(0, 2))
 def test_a_results_file_with_bits_turned_is_refused_or_says_the_same(tmp_path, results, place, bit, more):
     path = tmp_path / "r.json"
@@ -339,7 +339,7 @@ def damaged_or_same(path, content, whole):
         assert same(found, whole)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_an_archive_with_a_bit_turned_is_refused_or_says_the_same(tmp_path, archive, place, bit):
     content = bytearray(archive.read_bytes())
@@ -395,7 +395,7 @@ def test_a_run_folder_with_a_file_that_is_cut_or_gone_is_refused_by_name(tmp_pat
         at.load_run(folder)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["config.json", "history.json", "provenance.json", "model.safetensors"]),
     place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7),

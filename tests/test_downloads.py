@@ -377,7 +377,7 @@ def test_gzip_files_are_unpacked_whole_or_not(tmp_path):
 NAMES = st.text(st.sampled_from("ab./\\: \0é"), max_size=8)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(NAMES, min_size=1, max_size=4, unique=True), pack=st.sampled_from([zipped, tarred]))
 def test_whatever_members_are_called_nothing_is_written_outside(tmp_path_factory, names, pack):
     folder = tmp_path_factory.mktemp("any")

@@ -141,7 +141,7 @@ def answers(net, x):
 
 @pytest.mark.parametrize("name", ATTACKS)
 @given(data=st.data(), precision=PRECISIONS, shape=SHAPES, n=st.integers(1, 5), threat=threats())
-@settings(max_examples=20, **FEW)
+@settings(max_examples=10, **FEW)
 def test_an_attack_stays_inside_to_the_last_bit_and_touches_nothing(name, data, precision, shape, n, threat):
     dtype = dtype_of(precision)
     net, x = data.draw(networks(shape, dtype)), data.draw(images(n, shape, threat, dtype))
@@ -193,7 +193,7 @@ TIED = ("transport", "adaptive-rvs")
     ("name", "what"), [(name, what) for what, names in MORE.items() for name in names if not name.startswith(TIED)]
 )
 @given(data=st.data(), shape=SHAPES, few=st.integers(1, 3), more=st.integers(1, 3), seed=SEEDS)
-@settings(max_examples=20, **FEW)
+@settings(max_examples=10, **FEW)
 def test_more_steps_restarts_or_queries_never_raise_robust_accuracy(name, what, data, shape, few, more, seed):
     """With a fixed step size, nested draws, and any misclassified iterate counting; and an image that fell stays so."""
     net, leave = data.draw(networks(shape, torch.float64)), {"bn", "keep", "step_size", "random_start", "target", what}
@@ -206,7 +206,7 @@ def test_more_steps_restarts_or_queries_never_raise_robust_accuracy(name, what, 
 
 
 @given(data=st.data(), shape=SHAPES, seed=SEEDS, size=st.floats(0.05, 1), batch=st.integers(1, 24))
-@settings(max_examples=25, **FEW)
+@settings(max_examples=12, **FEW)
 def test_an_evaluation_with_more_steps_or_restarts_counts_no_image_as_robust_that_fell(data, shape, seed, size, batch):
     net = data.draw(networks(shape, torch.float64))
     x, y, threat = data.draw(close_calls(net, 24, shape))
@@ -240,7 +240,7 @@ def rounding(threat):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @given(data=st.data(), shape=SHAPES, n=st.integers(1, 8), threat=threats())
-@settings(max_examples=25, **FEW)
+@settings(max_examples=12, **FEW)
 def test_an_attack_without_draws_depends_on_no_other_image_of_the_batch(name, data, shape, n, threat):
     net, order = data.draw(networks(shape, torch.float64)), torch.tensor(data.draw(st.permutations(range(n))))
     if data.draw(st.booleans()):
@@ -289,7 +289,7 @@ def by_image(x, y, verdicts):
 
 
 @given(data=st.data(), precision=PRECISIONS, shape=SHAPES, n=st.integers(1, 24), batch=st.integers(1, 24), seed=SEEDS)
-@settings(max_examples=30, **FEW)
+@settings(max_examples=15, **FEW)
 def test_an_evaluation_of_shuffled_data_is_the_same(data, precision, shape, n, batch, seed):
     """Every verdict, those after random starts too; and the batch size changes none that has no random start."""
     net = data.draw(networks(shape, dtype_of(precision)))
@@ -342,7 +342,7 @@ def test_a_diagnosis_of_shuffled_data_is_the_same():
 
 
 @given(st.integers(0, 200), st.integers(1, 1437), st.sampled_from(["train", "val", "test"]), st.booleans())
-@settings(max_examples=20, **FEW)
+@settings(max_examples=10, **FEW)
 def test_the_images_of_a_data_set_are_judged_in_their_own_order(seed, n, part, floats):
     """So results that were recorded before images were put in order are made again with the same draws."""
     split = getattr(at.load_data("digits", seed=seed), part)[:n]
@@ -387,7 +387,7 @@ def outputs(net):
 @given(
     net=built(), threat=threats(), defense=st.sampled_from(sorted(at.defenses.DEFENSES)), numbers=st.lists(st.floats())
 )
-@settings(max_examples=20, **FEW)
+@settings(max_examples=10, **FEW)
 def test_a_run_that_is_saved_and_loaded_answers_the_same_to_the_last_bit(net, threat, defense, numbers):
     kind = at.defenses.DEFENSES[defense]
     defense = kind(replace(threat, norm=kind.norms[0], eps=min(threat.eps, threat.high - threat.low)))
@@ -425,7 +425,7 @@ def test_an_exported_network_answers_the_same(net):
 
 
 @given(data=st.data(), threat=threats(), total=st.integers(1, 10**6), warned=st.lists(st.text()))
-@settings(max_examples=20, **FEW)
+@settings(max_examples=10, **FEW)
 def test_a_report_that_is_written_and_read_says_the_same(data, threat, total, warned):
     names = data.draw(st.lists(st.sampled_from(["clean", "fgsm", "pgd", "autoattack"]), unique=True, min_size=1))
     rows = [Row(name, data.draw(st.integers(0, total)), total, data.draw(st.text())) for name in names]
@@ -440,7 +440,7 @@ def test_a_report_that_is_written_and_read_says_the_same(data, threat, total, wa
     seed=SEEDS, n=st.integers(5, 30), shape=st.tuples(st.sampled_from([1, 3]), SIDES, SIDES), last=st.booleans(),
     dtype=st.sampled_from([np.uint8, np.float32, np.float64]), own=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=25, **FEW)
+@settings(max_examples=12, **FEW)
 def test_images_come_back_from_a_file_as_they_are(seed, n, shape, last, dtype, own):
     """Every pixel and label of an .npz, whatever its layout; and once more from what is written of the result."""
     draw = np.random.default_rng(seed)
