@@ -63,9 +63,7 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}.safetensors"
         with atomic(path) as partial:
             try:
-                save_file(
-                    tensors, partial, metadata={"format": FORMAT, "state": text, "sha256": _digest(text, tensors)}
-                )
+                save_file(tensors, partial, metadata={"format": FORMAT, "state": text, "sha256": digest(text, tensors)})
             except SafetensorError as error:  # how safetensors says that the disk is full
                 raise FileError(f"cannot write {path}: {error}; earlier checkpoints are still there") from error
         for old in self.paths()[KEEP:]:
@@ -116,7 +114,7 @@ def read(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if header.get("format") != FORMAT:
             raise FileError(f"{path} is no checkpoint of this version: its format is {header.get('format')!r}")
-        if _digest(header["state"], tensors) != header["sha256"]:
+        if digest(header["state"], tensors) != header["sha256"]:
             raise FileError(f"{path} is damaged: its content is not what was written")
         state: dict[str, Any] = _nested(json.loads(header["state"]), tensors)
     except FileError:
@@ -126,7 +124,13 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+def digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of a text and of tensors with their names, types and shapes, as 64 hexadecimal digits.
+
+    Args:
+        text: anything.
+        tensors: on the CPU.
+    """
     found = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -181,4 +185,4 @@ def moved(state: Any, device: torch.device) -> Any:
     return type(state)(moved(part, device) for part in state) if isinstance(state, (list, tuple)) else state
 
 
-__all__ = ["Checkpoints", "moved", "read"]
+__all__ = ["Checkpoints", "digest", "moved", "read"]

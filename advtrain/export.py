@@ -29,8 +29,9 @@ from .provenance import version
 from .recipe import check_defense, check_network
 from .report import NORMS
 from .rng import Rng
-from .runs import save_weights, spec_of
+from .runs import spec_of
 from .threat import Threat, format_eps
+from .weights import save_weights
 
 FORMAT = 1
 CLOSE = 1e-4

@@ -17,23 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .data import Dataset, load_data
 from .defense import Defense
 from .defenses import DEFENSES, from_config
-from .errors import AdvtrainError, ArgumentError, FileError, bad, check_kind, check_path
-from .files import atomic, check_free_of, check_writable, read_json, write_json
+from .errors import AdvtrainError, FileError, bad, check_kind, check_path
+from .files import check_free_of, check_writable, read_json, write_json
 from .models import build_model
-from .modes import unchanged_on_error
 from .recipe import find_device
 from .report import count
 from .resume import claimed
 from .run_checks import check_run, network_of
 from .run_view import as_html, as_text
 from .threat import Threat
+from .weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,7 +110,7 @@ class Run:
                 (folder / "report.json").unlink(missing_ok=True)  # an earlier run's verdict
                 self.written = True
             at = {"epochs": str(len(self.history)), "epoch": str(self.best_epoch)}
-            save_weights(self.model, folder / "model.safetensors", at)
+            save_weights(self.model, folder / "model.safetensors", signed=at)
             write_json(folder / "history.json", self.history)
             write_json(folder / "provenance.json", self.provenance)
             write_json(folder / "config.json", self.config)
@@ -207,9 +205,7 @@ def load_run(
         spec = config["data"] and {**config["data"], "download": False}  # whoever wrote the file, nothing is fetched
     except (KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{folder / 'config.json'} is damaged: {error!r}") from error
-    load_weights(run.model, folder / "model.safetensors")
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        at = file.metadata() or {}
+    at = load_weights(run.model, folder / "model.safetensors")
     if (
         at.get("epoch", "").isdecimal() and at.get("epochs", "").isdecimal()
     ):  # they are written before what speaks of them, so they know best
@@ -237,44 +233,3 @@ def spec_of(model: nn.Module) -> dict[str, Any] | None:
         return {key: value.shape for key, value in network.state_dict().items()}
 
     return spec if shapes(twin) == shapes(model) else None
-
-
-def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a model's parameters and buffers as safetensors, atomically, with texts for the file's header."""
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    with atomic(path) as partial:
-        try:
-            save_file(state, partial, metadata)
-        except SafetensorError as error:  # how safetensors says that the disk is full
-            raise FileError(f"cannot write {path}: {error}") from error
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Read weights that `save_weights` wrote into `model`; no code is executed.
-
-    Raises:
-        FileError: missing or damaged.
-        ArgumentError: the weights are another architecture's.
-    """
-    try:
-        state = load_file(path)
-    except FileNotFoundError as error:
-        raise FileError(f"{path} does not exist") from error
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is damaged or not a safetensors file: {error}") from error
-    if all(value.dtype == torch.float64 for value in state.values() if value.is_floating_point()):
-        model.double()  # which build_model does not know of: the weights would be rounded
-    try:
-        with unchanged_on_error(model):
-            model.load_state_dict(state)
-    except RuntimeError as error:
-        hint = ""
-        if "normalize." in str(error) and "normalize.mean" in state:
-            n = state["normalize.mean"].numel()
-            hint = (
-                f". Wrap your network: at.load_model(net, mean=[0.5] * {n}, std=[0.5] * {n}), say, for that of the run "
-            )
-            hint += "was normalised, and its values replace these"
-        said = " ".join(str(error).partition("\n")[2].split())
-        said = said if len(said) <= 200 else said[:199] + "…"
-        raise ArgumentError(f"model does not fit the weights in {path}: {said}{hint}") from error

@@ -184,7 +184,7 @@ def test_guessing_is_put_down_to_what_usually_causes_it(folder):
     data = at.load_data("digits")
     model = at.build_model("small-cnn", data, width=4)
     at.fit(model, at.defenses.Standard(at.Threat("linf", 0.1)), data, epochs=2, validate_every=0)
-    from advtrain.runs import save_weights
+    from advtrain.weights import save_weights
 
     save_weights(model, "own.safetensors")
     own = ("--model", "small-cnn", "--model-option", "width=4", "--weights", "own.safetensors", *DIGITS)

@@ -16,7 +16,7 @@ import advtrain as at
 from advtrain.checkpoints import fit_weights, read_weights
 from advtrain.errors import AdvtrainError, AdvtrainWarning, ArgumentError, FileError, ModelError
 from advtrain.foreign import Adapted, open_model
-from advtrain.runs import save_weights
+from advtrain.weights import save_weights
 
 FACTORY = """
 from torch import nn

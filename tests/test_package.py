@@ -63,6 +63,7 @@ FLOORS = [
         "run_checks",
         "run_view",
         "resume",
+        "weights",
         "runs",
         "plot",
         "explorer",

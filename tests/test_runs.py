@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -213,3 +214,14 @@ def test_a_run_killed_between_two_of_its_files_says_what_its_weights_are(digits,
     assert len(run.history) == 1 + known and run.status == "running"
     assert any("killed while epoch 2 was written" in note for note in run.notes) == (not known)
     assert run.best_epoch == 2
+
+
+def test_weights_with_any_bit_flipped_are_damaged(run, tmp_path):
+    """A byte of every 211, in the header or in the numbers: never other weights in silence."""
+    shutil.copytree(run.path, tmp_path / "x")
+    path = tmp_path / "x" / "model.safetensors"
+    content = path.read_bytes()
+    for place in range(0, len(content), 211):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(at.errors.FileError, match="damaged"):
+            at.load_run(tmp_path / "x")

@@ -9,7 +9,7 @@ from torch import nn
 from wrong_calls import THREAT, data, images, labels, net
 
 import advtrain as at
-from advtrain.runs import save_weights
+from advtrain.weights import save_weights
 
 NETS = """
 from torch import nn

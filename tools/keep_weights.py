@@ -11,7 +11,7 @@ from pathlib import Path
 import advtrain as at
 from advtrain.experiments.trials import one_thread, train
 from advtrain.results.networks import digest_of_weights, weights_file
-from advtrain.runs import save_weights
+from advtrain.weights import save_weights
 
 FOLDER = Path(__file__).resolve().parent.parent / "book" / "results" / "weights"
 

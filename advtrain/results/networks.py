@@ -12,7 +12,8 @@ from ..data import load_data
 from ..defenses import from_config
 from ..errors import FileError
 from ..models import build_model
-from ..runs import Run, load_weights
+from ..runs import Run
+from ..weights import load_weights
 from .recorded import FOLDERS
 from .trial import Trial
 
