@@ -142,7 +142,7 @@ class Run:
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
         parts = [self.defense.name, f"{self.status} after {count(len(self.history), 'epoch')}"]
-        parts += [f"{key} {last[key]:.1%}" for key in ("accuracy", "val_clean", "val_pgd") if key in last]
+        parts += [f"{key} {last[key]:.1%}" for key in ("accuracy", "val_clean", "val_pgd") if last.get(key) is not None]
         return f"Run({', '.join([*parts, *([str(self.path)] if self.path else [])])})"
 
 

@@ -225,3 +225,10 @@ def test_weights_with_any_bit_flipped_are_damaged(run, tmp_path):
         path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         with pytest.raises(at.errors.FileError, match="damaged"):
             at.load_run(tmp_path / "x")
+
+
+def test_a_figure_that_was_not_recorded_is_left_out_of_a_runs_line(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "x")
+    history = json.loads((tmp_path / "x" / "history.json").read_text())
+    write_json(tmp_path / "x" / "history.json", [{**record, "accuracy": None} for record in history])
+    assert "accuracy" in repr(at.load_run(run.path)) and "accuracy" not in repr(at.load_run(tmp_path / "x"))
