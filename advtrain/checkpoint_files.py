@@ -183,6 +183,3 @@ def moved(state: Any, device: torch.device) -> Any:
     if isinstance(state, dict):
         return {key: moved(part, device) for key, part in state.items()}
     return type(state)(moved(part, device) for part in state) if isinstance(state, (list, tuple)) else state
-
-
-__all__ = ["Checkpoints", "digest", "moved", "read"]

@@ -41,6 +41,7 @@ class Split:
     salt: int = 0
 
     def __post_init__(self) -> None:
+        at_least("salt", self.salt, 0)
         for name, value in (("x", self.x), ("y", self.y)):
             if not isinstance(value, Tensor):
                 bad(name, kind_of(value), "a torch.Tensor", "at.as_dataset((x, y)) also takes arrays", kind=DataError)

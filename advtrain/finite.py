@@ -158,6 +158,3 @@ class Guard:
         if whole and not all_finite(p for p in self.model.parameters()):
             return Found(None, "a weight is NaN or infinite")
         return None
-
-
-__all__ = ["Copies", "Found", "Guard", "all_finite", "begin_at_rest", "step_if"]

@@ -183,6 +183,3 @@ def check_resume(resume: bool, every: int | None, out: Any, overwrite: bool) -> 
     for name, value in (("resume", resume), ("checkpoint_every", every)):
         if value and out is None:
             bad(name, value, "possible without a folder", "name one: out='runs/x'")
-
-
-__all__ = ["begun", "check_resume", "claimed", "opened", "told_of"]

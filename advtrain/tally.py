@@ -69,6 +69,3 @@ class Tally:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; its tensors are on the device already."""
         vars(self).update(state)
-
-
-__all__ = ["Tally"]

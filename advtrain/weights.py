@@ -69,6 +69,3 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
         why = why if len(why) <= 200 else why[:199] + "…"
         raise ArgumentError(f"model does not fit the weights in {path}: {why}{hint}") from error
     return header
-
-
-__all__ = ["load_weights", "save_weights"]

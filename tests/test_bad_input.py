@@ -91,6 +91,7 @@ DATA = [
          "cifar10 is not in data: run `advtrain data fetch cifar10`, or load_data('cifar10', download=True), or "
          "name the folder that holds it with ADVTRAIN_DATA or root"),
     ),
+    *wrong("Split", ArgumentError, ({"salt": -1}, "salt=-1 is not an integer of at least 0")),
     *wrong(
         "Split", DataError,
         ({"x": Made(lambda: images().numpy())},
