@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -25,8 +27,8 @@ MEMBERS = 500_000
 """Files that an archive may hold; the largest that is fetched here holds 120,000."""
 
 CHUNK = 2**16
-DAMAGED = (OSError, EOFError, MemoryError, ValueError, RuntimeError, KeyError, zlib.error, tarfile.TarError,
-           zipfile.BadZipFile)  # fmt: skip
+DAMAGED = (OSError, EOFError, MemoryError, ValueError, RuntimeError, KeyError, OverflowError, struct.error, zlib.error,
+           lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)  # fmt: skip
 """What the readers of archives raise when these are damaged."""
 
 
@@ -90,6 +92,7 @@ def _check_total(archive: Path, count: int, held: int, most: int) -> None:
 def _write(archive: Path, place: Path, most: int, members: list[Any], content: Callable[[Any], Any]) -> None:
     """Write members, each a name, a size, whether it is a folder, and what `content` opens, after a look at all."""
     _check_total(archive, len(members), sum(size for _, size, _, _ in members), most)
+    members = [each for each in members if not (each[2] and not PurePosixPath(each[0]).parts)]  # the folder itself, "."
     for name, *_ in members:
         parts = PurePosixPath(name).parts
         # Windows reads "x:", "\\", and ".. " like "..": what ends in dots or spaces is refused everywhere.
@@ -126,11 +129,14 @@ def gunzip(archive: Path, path: Path, *, most: int = MOST) -> None:
     """
     try:
         with atomic(path) as partial, open(partial, "wb") as file, gzip.open(archive) as source:
-            if _copy(source, file, most) > most:
-                raise _Large
+            try:
+                if _copy(source, file, most) > most:
+                    raise _Large
+            except gzip.BadGzipFile as error:  # an OSError, which `atomic` would take for one of writing
+                raise EOFError(str(error)) from error
     except _Large:
         raise FileError(f"{archive} holds more than {most:,} bytes: it is not unpacked") from None
-    except (EOFError, zlib.error) as error:  # what is an OSError, `atomic` tells of
+    except (EOFError, zlib.error) as error:
         raise FileError(f"{archive} cannot be unpacked: {error}") from error
 
 

@@ -77,6 +77,8 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
 
     pixels: np.ndarray[Any, Any] = np.empty(0)
     shape, grey = None, True
+    if size is not None:
+        _check_total((size, size), len(paths))
     for index, path in enumerate(paths):
         try:
             with Image.open(path, formats=FORMATS) as file:
@@ -90,11 +92,7 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         if shape is None:
             shape = image.size
-            if (total := 3 * shape[0] * shape[1] * len(paths)) > LIMIT:
-                raise DataError(
-                    f"{len(paths)} images hold {total / 2**30:.1f} GiB of pixels, and {LIMIT / 2**30:g} GiB are read "
-                    "into memory at most: give a smaller size, or a DataLoader over torchvision.datasets.ImageFolder"
-                )
+            _check_total(shape, len(paths))
             pixels = np.empty((len(paths), shape[1], shape[0], 3), dtype=np.uint8)
         if image.size != shape:
             raise DataError(
@@ -103,6 +101,14 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
             )
         pixels[index] = np.asarray(image)
     return pixels[..., 0] if grey else pixels
+
+
+def _check_total(shape: tuple[int, int], count: int) -> None:
+    if (total := 3 * shape[0] * shape[1] * count) > LIMIT:
+        raise DataError(
+            f"{count} images hold {total / 2**30:.1f} GiB of pixels, and {LIMIT / 2**30:g} GiB are read "
+            "into memory at most: give a smaller size, or a DataLoader over torchvision.datasets.ImageFolder"
+        )
 
 
 def _check_bits(image: Any, path: str | Path) -> None:

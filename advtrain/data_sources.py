@@ -37,7 +37,7 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME")
     usual = (Path(cache) if cache else Path.home() / ".cache") / "advtrain"
     folder = Path(root or os.environ.get("ADVTRAIN_DATA") or usual).expanduser()
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         what = "ADVTRAIN_DATA" if root is None else "root"
         raise FileError(f"{what}={str(folder)!r} is a file: name the folder that holds the data sets")
     return folder
@@ -50,7 +50,7 @@ def data_names(root: str | os.PathLike[str] | None = None) -> list[str]:
         root: the data folder, see `data_root`.
     """
     folder = data_root(root)
-    own = sorted(path.stem for path in folder.glob("*.npz")) if folder.is_dir() else []
+    own = sorted(path.stem for path in folder.glob("*.npz")) if os.path.isdir(folder) else []
     return [*SOURCES, *(name for name in own if name not in SOURCES)]
 
 
@@ -73,19 +73,19 @@ def locate(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = N
     is_path, name, folder = isinstance(name, os.PathLike), os.fspath(name), data_root(root)
     if is_path or name.endswith(".npz") or os.sep in name or "/" in name:
         path = Path(name).expanduser()
-        if not (path.is_file() or path.is_dir()):
+        if not (os.path.isfile(path) or os.path.isdir(path)):
             hint = f"the set of that name is {name!r}" if name in SOURCES else "is it elsewhere, or spelled otherwise?"
             raise FileError(f"{name} does not exist: {hint}")
         return path
     if name == "digits":
         return Path(__file__).parent / "digits.npz"
-    if (path := folder / f"{name}.npz").is_file():
+    if os.path.isfile(path := folder / f"{name}.npz"):
         return path
-    if name and name not in SOURCES and Path(name).is_dir():
+    if name and name not in SOURCES and os.path.isdir(name):
         bad("name", name, f"one of {', '.join(data_names(root))}", f"for the folder of that name, write './{name}'")
     one_of("name", name, data_names(root))
     source = SOURCES[name]
-    if (folder / source.folder).exists():
+    if os.path.exists(folder / source.folder):
         return folder / source.folder
     if download:
         return fetch(name, root)
@@ -185,20 +185,27 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
                 raise ValueError("it holds a single array, as .npy files do")
             arrays = {key: file[key] for key in (*ARRAYS, "classes") if key in file.files}
             found = file.files
-            if strange := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
-                raise ValueError(f"{strange[0]} is no array")
+            _check_arrays(arrays)
             if huge := [
                 key for key, value in arrays.items() if not value.nbytes and max(value.shape, default=0) > LIMIT
             ]:
                 raise ValueError(f"{huge[0]} has the shape {arrays[huge[0]].shape} and holds nothing")
     except Exception as error:  # a damaged file can raise anything, and one of enormous arrays a MemoryError
-        why = _words(error)
-        if "pickle" in why:  # NumPy's message tells how to run code that is in the file
-            why = "it is another kind of file, or holds objects, of which only numbers and text are read"
         raise FileError(
-            f"{path} cannot be read as .npz: {why}; np.savez(FILE, x_train=x, y_train=y) makes one"
+            f"{path} cannot be read as .npz: {_why(error)}; np.savez(FILE, x_train=x, y_train=y) makes one"
         ) from error
     return _complete(arrays, found, path)
+
+
+def _check_arrays(arrays: dict[str, Any]) -> None:
+    if strange := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+        raise ValueError(f"{strange[0]} is no array")
+
+
+def _why(error: Exception) -> str:
+    """What NumPy says, unless it tells how to run code that is in the file."""
+    kind = "it is another kind of file, or holds objects, of which only numbers and text are read"
+    return kind if "pickle" in (words := _words(error)) else words
 
 
 def read_mapped(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -212,8 +219,9 @@ def read_mapped(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
         path = folder / f"{key}.npy"
         try:
             arrays[key] = np.load(path, mmap_mode="r" if key.startswith("x_") else None, allow_pickle=False)
+            _check_arrays(arrays)
         except Exception as error:
-            raise FileError(f"{path} cannot be read as .npy: {_words(error)}") from error
+            raise FileError(f"{path} cannot be read as .npy: {_why(error)}") from error
     return _complete(arrays, found, folder)
 
 

@@ -178,7 +178,8 @@ def evaluate(
     (True, True, True)
 
     The order in which images are given plays no part: they are judged in that of their hashes, as in `load_data`, and
-    their verdicts come in the caller's.
+    their verdicts come in the caller's. The training and validation images of a seed have an order of that seed, which
+    a `Split` keeps: pass `data.val` itself, for its tensors alone get other random starts.
 
     Args:
         model: returns logits; judged in evaluation mode on the device it is on, and left as it was.

@@ -134,16 +134,16 @@ def check_writable(folder: str | os.PathLike[str], *, holding: str, overwrite: b
     """
     check_path("out", folder, "folder")
     folder = Path(folder)
-    if (folder / holding).exists() and not overwrite:
+    if os.path.exists(folder / holding) and not overwrite:  # which never raises, as Path.exists may
         raise FileError(
             f"{folder} already holds a {holding} of an earlier run or export; choose another folder, or pass "
             "overwrite=True (--overwrite)"
         )
-    if holding and (folder / holding).is_dir():
+    if holding and os.path.isdir(folder / holding):
         raise FileError(f"cannot write {folder / holding}: it is a folder; choose another name")
     try:
         there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-        if not there.is_dir():
+        if not os.path.isdir(there):
             what = "it" if there == folder else there
             raise FileError(f"cannot write to {folder}: {what} is no folder; choose another one")
         with tempfile.TemporaryFile(dir=there):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .dataset import Split, as_float
-from .errors import DataError
+from .errors import DataError, bad, kind_of
 from .survey import rows_of_a_block
 
 
@@ -41,7 +41,14 @@ class MappedSplit(Split):
     checked: bool
 
     def __init__(self, pixels: Tensor, y: Tensor, rows: Tensor | None = None, *, checked: bool = False, salt: int = 0):
-        Split(pixels if rows is None else pixels[:1].expand(len(rows), *pixels.shape[1:]), y)  # refuses what is none
+        if rows is not None and not (isinstance(rows, Tensor) and rows.ndim == 1 and rows.dtype == torch.int64):
+            bad("rows", kind_of(rows), "positions (M,), int64", "torch.tensor([0, 1, 2])", kind=DataError)
+        if rows is not None and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(pixels):
+            span = f"{int(rows.min())} to {int(rows.max())}"
+            bad("rows", span, f"inside 0 to {len(pixels) - 1}, the images there are", kind=DataError)
+        Split(
+            pixels if rows is None else pixels[:1].expand(len(rows), *pixels.shape[1:]), y, salt
+        )  # refuses what is none
         for name, value in (("pixels", pixels), ("y", y), ("rows", rows), ("checked", checked), ("salt", salt)):
             object.__setattr__(self, name, value)
 
@@ -107,9 +114,10 @@ class MappedSplit(Split):
         """Pixels as floats in [0, 1], all of them or those at `index`, in memory of their own."""
         if isinstance(index, int):
             return self[index].images(dtype=dtype)[0]
-        pixels = (self if index is None else self[index]).x
+        chosen = self if index is None else self[index]
+        pixels = chosen.x
         floats = as_float(pixels, dtype)
-        return floats.clone() if floats is self.pixels else floats
+        return floats.clone() if floats is pixels and chosen.rows is None else floats  # else it is the file itself
 
 
 def is_mapped(array: Any) -> bool:

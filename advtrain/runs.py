@@ -12,6 +12,8 @@ loading: JSON and safetensors only.
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +178,7 @@ def load_run(
         if value is not None:
             check_kind(name, value, kind, hint)
     folder, place = Path(path), find_device(device)
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):  # which, unlike Path.is_file, also answers where nobody may look
         raise FileError(f"{folder} holds no run: there is no config.json in it")
     config = read_json(folder / "config.json")
     try:
@@ -206,9 +208,9 @@ def load_run(
     except (KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{folder / 'config.json'} is damaged: {error!r}") from error
     at = load_weights(run.model, folder / "model.safetensors")
-    if (
-        at.get("epoch", "").isdecimal() and at.get("epochs", "").isdecimal()
-    ):  # they are written before what speaks of them, so they know best
+    if at.keys() >= {"epoch", "epochs"}:  # they are written before what speaks of them, so they know best
+        if not all(re.fullmatch(r"\d{1,9}", at[key], re.ASCII) for key in ("epoch", "epochs")):
+            raise FileError(f"{folder / 'model.safetensors'} is damaged: it is of epoch {at['epoch'][:20]!r}")
         run.best_epoch = int(at["epoch"])
         if int(at["epochs"]) > len(run.history):
             run.notes.append(f"killed while epoch {at['epochs']} was written: its weights are here, its record is not")
@@ -216,7 +218,7 @@ def load_run(
     if data is None and spec:
         try:
             run.data = load_data(**spec)
-        except (AdvtrainError, TypeError):
+        except (AdvtrainError, TypeError, OSError):
             run.data = None  # a set that is not on this machine any more: the weights are still of use
     return run
 

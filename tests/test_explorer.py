@@ -169,7 +169,7 @@ def test_the_model_is_left_as_it_was(data):
 
 
 def test_refuses(data):
-    with pytest.raises(ArgumentError, match="model='Dataset' is not a Module: the order is explorer"):
+    with pytest.raises(ArgumentError, match="model=an object of type Dataset is not a Module: the order is explorer"):
         widgets.explorer(data, Net())
     with pytest.raises(ArgumentError, match="threat=0.3 is not a Threat"):
         widgets.explorer(Net(), data, 0.3)

@@ -20,6 +20,7 @@ import re
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -28,12 +29,16 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+
 import torch
 from PIL import Image
+from safetensors.torch import load as parse_tensors
 from safetensors.torch import save_file
 
 import advtrain as at
+from advtrain import archives, checkpoint_files
 from advtrain.autoattack.state import State
+from advtrain.checkpoint_files import Checkpoints, digest
 from advtrain.data_known import SOURCES
 from advtrain.errors import AdvtrainError
 from advtrain.files import digest_of, write_json
@@ -364,7 +369,68 @@ class Evaluation(Target):
         return state.complete, state.passes, state.warnings
 
 
+class Resumable(Target):
+    """The checkpoints of a training that has not finished."""
+
+    def make(self, folder):
+        def end(record):
+            raise KeyError("the end")
+
+        data = at.load_data("digits")
+        few = at.as_dataset((data.train.x[:32], data.train.y[:32]), val=8, test=0, num_classes=10)
+        model, defense = at.build_model("small-cnn", few, width=2), at.defenses.Free(at.Threat("linf", 0.3), replays=2)
+        with contextlib.suppress(KeyError):
+            at.fit(model, defense, few, epochs=2, batch_size=8, ema=0.9, val_steps=1, out=folder / "run",
+                   checkpoint_every=1, on_epoch=end)  # fmt: skip
+
+    def damaged(self, folder):
+        return sorted((folder / "run" / "checkpoints").iterdir())
+
+    def spoil(self, path, rng):
+        return distort_safetensors(path, rng)
+
+    def read(self, folder):
+        found = Checkpoints(folder / "run" / "checkpoints").latest()
+        return [checkpoint_files.read(path) for path in self.damaged(folder)], found
+
+
+class Mapped(Arrays):
+    """Arrays in files of their own, of which the images are mapped into memory."""
+
+    def make(self, folder):
+        data = at.load_data("digits")
+        for name, value in (("x_train", data.train.x), ("y_train", data.train.y)):
+            np.save(folder / f"{name}.npy", value[:30].numpy())
+        np.save(folder / "classes.npy", np.array([f"class {i}" for i in range(10)]))
+
+    def spoil(self, path, rng):
+        return damage(path.read_bytes(), rng)
+
+    def read(self, folder):
+        return at.load_data(folder, val=5).train.images()
+
+
+class Packed(Target):
+    """Archives, as data sets come in."""
+
+    def make(self, folder):
+        for name, mode in (("a.tar.gz", "w:gz"), ("b.tar.xz", "w:xz")):
+            with tarfile.open(folder / name, mode) as packed:
+                for i in range(3):
+                    member = tarfile.TarInfo(f"set/{i}.txt")
+                    member.size = 200
+                    packed.addfile(member, io.BytesIO(bytes(range(200))))
+        with zipfile.ZipFile(folder / "c.zip", "w", zipfile.ZIP_LZMA) as packed:
+            packed.writestr("set/1.txt", "text" * 50)
+
+    def read(self, folder):
+        for path in self.damaged(folder):
+            with tempfile.TemporaryDirectory() as place:
+                archives.unpack(path, Path(place) / "unpacked", most=10_000)
+
+
 TARGETS = {
+    "checkpoint": Resumable(), "mapped": Mapped(), "archive": Packed(),
     "run": RunFolder(), "report": Reports(), "results": ResultsFile(), "experiment": ExperimentFile(),
     "weights": Weights(), "npz": Arrays(), "images": Pictures(), "idx": Original(), "state": Evaluation(),
 }  # fmt: skip
@@ -377,9 +443,17 @@ def distort_safetensors(path, rng):
         return damage(content, rng)
     size = int.from_bytes(content[:8], "little")
     head = json.loads(content[8 : 8 + size])
-    if "__metadata__" in head and rng.randrange(2):  # what is in it is JSON again
-        about = json.loads(head["__metadata__"]["about"])
-        head["__metadata__"]["about"] = as_json(distort(about, rng), rng).decode("utf-8", "replace")
+    if "__metadata__" in head and rng.randrange(2):
+        texts = head["__metadata__"]
+        name = rng.choice(sorted(texts.keys() - {"sha256"}))
+        if texts[name][:1] in "{[":  # JSON again
+            texts[name] = as_json(distort(json.loads(texts[name]), rng), rng).decode("utf-8", "replace")
+        else:
+            texts[name] = rng.choice(("", "-1", "x", "9" * 20, "9" * DEEP, "1.5", "None", texts[name] * 2))
+        if "sha256" in texts and rng.randrange(4):  # so that what comes after the checksum is reached
+            told = {key: value for key, value in texts.items() if key != "sha256"}
+            text = told["state"] if "state" in told else repr(sorted(told.items()))
+            texts["sha256"] = digest(text, parse_tensors(content))
     else:
         head = distort(head, rng)
     text = as_json(head, rng)
