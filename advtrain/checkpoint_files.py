@@ -86,6 +86,8 @@ class Checkpoints:
             except FileError as error:
                 damaged.append(error)
                 continue
+            for old in self.paths()[: len(damaged)]:  # out of the way, so that two whole ones are kept from here on
+                old.replace(old.with_suffix(".damaged"))
             if damaged:
                 text = f"{damaged[0]}. The training goes on from the checkpoint before it, {path.name}"
                 warnings.warn(text, AdvtrainWarning, stacklevel=3)
@@ -94,9 +96,15 @@ class Checkpoints:
             raise FileError(f"{damaged[0]}, and no other checkpoint is whole: train anew with overwrite=True")
         return None
 
+    def tidy(self) -> None:
+        """Remove what killed writers have left half-written."""
+        for path in self.folder.glob(".step-*.partial"):
+            path.unlink(missing_ok=True)
+
     def clear(self) -> None:
-        """Remove them all, and what a killed writer has left half-written."""
-        for path in [*self.paths(), *self.folder.glob(".step-*.partial")]:
+        """Remove them all."""
+        self.tidy()
+        for path in [*self.paths(), *self.folder.glob("step-*.damaged")]:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not there, or something of the user's is in it
             self.folder.rmdir()

@@ -161,7 +161,8 @@ def train(
         data = first_before_others(lambda: data_room.load_data(data_name, seed=part["fit"]["seed"], **part["data"]))
         if report_path:
             folder, name = Path(report_path).parent, Path(report_path).name
-            first_alone(lambda: check_writable(folder, holding=name, overwrite=part["fit"]["overwrite"]))
+            again = part["fit"]["overwrite"] or part["fit"]["resume"]
+            first_alone(lambda: check_writable(folder, holding=name, overwrite=again))
         usual = "preactresnet18" if data.shape[1] >= 32 else "small-cnn"
         callbacks = [TensorBoard(tensorboard, resume=part["fit"]["resume"])] if tensorboard else []
         model_name = model_name or DEFAULT_MODEL.get(data.name, usual)

@@ -57,8 +57,9 @@ class Course:
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the generators."""
-        return {"begun": self.begun, "loaders": self.loaders, "drawn": self.drawn}
+        return {"begun": self.begun, "loaders": self.loaders, "drawn": self.drawn, "now": self.loader.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        vars(self).update(state)
+        self.begun, self.loaders, self.drawn = state["begun"], state["loaders"], state["drawn"]
+        self.loader.set_state(state["now"])

@@ -155,7 +155,7 @@ class Defense:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave; after `setup`, with every tensor on the device of the training."""
 
     # -- shared by most --------------------------------------------------------------------------------------------
 

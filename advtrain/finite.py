@@ -7,6 +7,7 @@ optimizer passes over every update, and buffers are put back. The host looks now
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
     found = [tensor.detach() for tensor in tensors if tensor is not None]
     if not found:
         return torch.ones((), dtype=torch.bool)
+    if found[0].device.type not in ("cpu", "cuda"):  # where a maximum may pass over NaN
+        return torch.stack([tensor.isfinite().all() for tensor in found]).all()
     largest: Tensor = nn.utils.get_total_norm(found, norm_type=float("inf"))  # of NaN it is NaN
     return largest.isfinite()
 
@@ -74,20 +77,20 @@ class Copies:
     """
 
     def __init__(self, tensors: Iterable[Tensor]):
-        self.tensors = list(tensors)
-        self.copies = [tensor.detach().clone() for tensor in self.tensors]
+        self.tensors = [tensor.detach() for tensor in tensors]
+        self.copies = [tensor.clone() for tensor in self.tensors]
 
     @torch.no_grad()
     def take(self) -> None:
         """Copy the tensors as they are now."""
-        for tensor, copy in zip(self.tensors, self.copies, strict=True):
-            copy.copy_(tensor)
+        if self.tensors:
+            torch._foreach_copy_(self.copies, self.tensors)
 
     @torch.no_grad()
     def put_back_unless(self, good: Tensor) -> None:
         """Give the tensors their copied values unless `good`, a bool scalar on their device. Nothing waits for it."""
         for tensor, copy in zip(self.tensors, self.copies, strict=True):
-            tensor.copy_(torch.where(good, tensor, copy))
+            torch.where(good, tensor, copy, out=tensor)
 
 
 class Found(NamedTuple):
@@ -152,7 +155,11 @@ class Guard:
         self.unseen = 0 if whole else self.unseen
         if not self.good:
             what = int(self.what)
-            names = {_LOSS: f"the loss is {float(self.loss)}", _GRADIENT: "a gradient is NaN or infinite",
+            loss = float(self.loss)
+            said = (
+                f"the loss is {loss}" if not math.isfinite(loss) else "the loss of another process is NaN or infinite"
+            )
+            names = {_LOSS: said, _GRADIENT: "a gradient is NaN or infinite",
                      _PLAYER: "a gradient of the second player is NaN or infinite"}  # fmt: skip
             return Found(int(self.step), next(name for code, name in names.items() if what & code))
         if whole and not all_finite(p for p in self.model.parameters()):

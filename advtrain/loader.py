@@ -187,7 +187,8 @@ class StreamLoader:
             generator.set_state(state[name])
 
     def _generators(self) -> dict[str, torch.Generator]:
-        parts: dict[str, Any] = {"loader": self.loader, "sampler": self.loader.sampler}
+        within = getattr(self.loader.batch_sampler, "sampler", None)
+        parts: dict[str, Any] = {"loader": self.loader, "sampler": self.loader.sampler, "batch_sampler": within}
         found = {name: getattr(part, "generator", None) for name, part in parts.items()}
         return {name: generator for name, generator in found.items() if generator is not None}
 

@@ -17,7 +17,7 @@ from .dataset import Split
 from .defense import Batch, Step
 from .errors import ModelError, OverfittingWarning, TrainingError
 from .evaluate import count_correct
-from .finite import Guard, step_if
+from .finite import Guard, answers_at_once, step_if
 from .keeper import Keeper
 from .loader import Loader
 from .monitor import Monitor
@@ -56,10 +56,10 @@ class Loop:
         )  # fmt: skip
         self.steps = 0
         self.checkpoints, self.every = checkpoints, every
-        self.saved = (0, 0)  # steps and epochs at the last checkpoint
+        self.saved: tuple[int, int] | None = None  # steps and epochs at the last checkpoint
         self.course = Course(loader, device)
         self.tally = Tally(device)
-        self.told = told_of(run.config, run.data and run.data.train, device)
+        self.told = told_of(run.model, run.config, run.data and run.data.train, device)
         self.overfitted = False  # since the last epoch
         self.between = True  # no step is under way
         self.defense.setup(self.model, shape, device)
@@ -150,7 +150,8 @@ class Loop:
         if self.options["clip_grad"]:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip_grad"])
         step_if(self.guard.good, self.optimizer)
-        self.keeper.after_step()
+        if not answers_at_once(self.guard.good) or self.guard.good:
+            self.keeper.after_step()
         return step if self.own.weight is None else step._replace(loss=step.loss / self.own.weight)
 
     def autocast(self) -> torch.autocast:
@@ -170,7 +171,7 @@ class Loop:
         epoch, place = divmod(step, self.per_epoch)
         batch = place // self.defense.replays
         where = f"{'by' if found.step is None else 'in'} step {step + 1:,} (batch {batch + 1} of epoch {epoch + 1}"
-        if isinstance(self.loader, Loader) and found.step is not None:
+        if isinstance(self.loader, Loader) and found.step is not None and not several():
             images = next(self.loader.epoch(epoch, batch))[2]
             assert images is not None
             where += f", training images {', '.join(map(str, images[:4].tolist()))}{', …' * (len(images) > 4)}"
@@ -225,6 +226,7 @@ class Loop:
             "tally": self.tally.state_dict(),
             "course": self.course.state_dict(),
             "global": global_state(self.device),
+            "buffers": [dict(network.named_buffers()) for network in (self.model, self.keeper.current)],
         }
         return {
             "told": self.told,
@@ -236,7 +238,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "keeper": self.keeper.state_dict(),
             "monitor": (self.monitor.best_pgd, sorted(self.monitor.said)),
-            "own": gather(own),
+            "own": gather(moved(own, torch.device("cpu"))),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -256,6 +258,9 @@ class Loop:
         self.defense.load_state_dict(own["defense"])
         self.tally.load_state_dict(own["tally"])
         self.course.load_state_dict(state["own"][rank()]["course"])
+        for network, buffers in zip((self.model, self.keeper.current), own["buffers"], strict=True):
+            for name, buffer in network.named_buffers():  # of several processes, each has its own until the epoch ends
+                buffer.copy_(buffers[name])
         set_global_state(state["own"][rank()]["global"], self.device)
 
     def checkpoint(self) -> None:

@@ -46,7 +46,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimizer.load_state_dict(state)
     for parameter, kept in optimizer.state.items():
         for name, value in kept.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            if name != "step" and isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 

@@ -85,6 +85,7 @@ def opened(folder: Path, *, overwrite: bool, resume: bool) -> Iterator[None]:
         for name in ("model.safetensors", "history.json", "provenance.json", "config.json"):
             for debris in folder.glob(f".{name}.*.partial"):  # of a writer that was killed
                 debris.unlink(missing_ok=True)
+        checkpoints.tidy()
         if not resume:
             checkpoints.clear()
         yield
@@ -98,17 +99,42 @@ def _remove_if_empty(folder: Path, fresh: bool) -> None:
             folder.rmdir()
 
 
-def told_of(config: dict[str, Any], train: Any, device: torch.device) -> dict[str, Any]:
+def told_of(model: torch.nn.Module, config: dict[str, Any], train: Any, device: torch.device) -> dict[str, Any]:
     """What a training is told that makes it what it is: one that goes on must be told the same.
 
     Args:
+        model: the network; its shapes count where `build_model` did not make it.
         config: of the run.
         train: its training images; only those of a `Split` are looked at.
         device: where it trains.
     """
-    images = {"images": fingerprint(train)} if isinstance(train, Split) else {}
     told = {key: config[key] for key in ("model", "defense", "data", "options")}
-    return {**told, **images, "device": device.type, "processes": count()}
+    if told["model"] is None:
+        told["model"] = {name: list(value.shape) for name, value in model.state_dict().items()}
+    return {**told, **images_of(train), "device": device.type, "processes": count()}
+
+
+def images_of(train: Any) -> dict[str, str]:
+    """`{"images": a short name for them}`, for a `Split`; nothing for a `DataLoader`."""
+    return {"images": fingerprint(train)} if isinstance(train, Split) else {}
+
+
+@contextlib.contextmanager
+def blaming_checkpoint(folder: Path) -> Iterator[None]:
+    """Say of what goes wrong inside that the state was not that of this training.
+
+    Raises:
+        FileError: in place of whatever a state of another kind causes.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise FileError(
+            f"the checkpoint in {folder} is of another version or training: {what}. Train anew with overwrite=True"
+        ) from error
 
 
 def begun(folder: Path, told: dict[str, Any]) -> dict[str, Any] | None:
@@ -122,17 +148,24 @@ def begun(folder: Path, told: dict[str, Any]) -> dict[str, Any] | None:
         ArgumentError: naming what differs.
         FileError: the folder holds a run but no checkpoint that is whole.
     """
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else None
-    if isinstance(config, dict) and config.get("status") == "finished":
-        check_same({key: config.get(key) for key in ("model", "defense", "data", "options")}, told, folder)
-        return {"finished": True}
-    found = Checkpoints(folder / "checkpoints").latest()
-    if found is None and config is not None:
+    found = Checkpoints(folder / "checkpoints").latest()  # which a finished run has no more
+    if found is not None:
+        with blaming_checkpoint(folder):
+            before = dict(found[1]["told"])
+        check_same(before, told, folder)
+        return found[1]
+    if not (folder / "config.json").exists():
+        return None
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("status") != "finished":
         text = "holds a run that has not finished, and no checkpoint of it: train anew with overwrite=True"
         raise FileError(f"{folder} {text}")
-    if found is not None:
-        check_same(found[1]["told"], told, folder)
-    return found and found[1]
+    provenance = read_json(folder / "provenance.json")
+    before = {key: config.get(key) for key in ("model", "defense", "data", "options") if config.get(key) is not None}
+    if isinstance(provenance, dict) and "images" in provenance:
+        before["images"] = provenance["images"]
+    check_same(before, told, folder)
+    return {"finished": True}
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -146,12 +179,12 @@ def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> Non
     Raises:
         ArgumentError: naming the first difference.
     """
-    now = json.loads(json.dumps(now))
+    before, now = (json.loads(json.dumps(each)) for each in (before, now))
     for part, old in before.items():
         new = now.get(part)
         pairs = {part: (old, new)}
         if isinstance(old, dict) and isinstance(new, dict):
-            pairs = {key: (old.get(key), new.get(key)) for key in {**old, **new}}
+            pairs = {key: (value, new.get(key)) for key, value in old.items()}
         for name, (theirs, ours) in pairs.items():
             if theirs != ours:
                 accepted = f"what the run in {folder} began with, {theirs!r}"

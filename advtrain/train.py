@@ -35,7 +35,7 @@ from .recipe import (
     own_global_randomness,
     steady_memory,
 )
-from .resume import begun, check_resume, opened, told_of
+from .resume import begun, blaming_checkpoint, check_resume, images_of, opened, told_of
 from .rng import GLOBAL_STATE
 from .runs import Run, load_run
 from .schedules import Schedule, get_schedule
@@ -175,7 +175,7 @@ def fit(
 
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
     first = rank() == 0
-    run.provenance = provenance(seed, where)
+    run.provenance = {**provenance(seed, where), **images_of(data.train)}
     on_gpu = where.type == "cuda"
     steady_memory()
     loader = make_loader(
@@ -192,7 +192,11 @@ def fit(
             checkpoints = Checkpoints(folder / "checkpoints")
             first_alone(lambda: closing.enter_context(opened(folder, overwrite=overwrite, resume=resume)) and None)
             run.path = folder if first else None
-        began = first_alone(lambda: begun(Path(out or ""), told_of(run.config, data.train, where))) if resume else None
+        began = (
+            first_alone(lambda: begun(Path(out or ""), told_of(model, run.config, data.train, where)))
+            if resume
+            else None
+        )
         if began and "finished" in began:
             return load_run(Path(out or ""), model=model, defense=defense, data=data, device=str(where))
         for callback in callbacks if first else ():
@@ -211,7 +215,10 @@ def fit(
                 if several():  # set up alike; from here on, dropout draws for other images in each process
                     stack.enter_context(own_global_randomness(seed, where, "rank", rank()))
                 if began:
-                    loop.load_state_dict(began)
+                    with blaming_checkpoint(Path(out or "")):
+                        loop.load_state_dict(began)
+                else:
+                    loop.checkpoint()  # so that there is something to go on from, whenever it is killed
             functions: list[Callable[[], Any]] = [functools.partial(callback, run) for callback in callbacks]
             if on_epoch is not None:
                 functions.append(lambda: on_epoch(run.history[-1]))
@@ -224,17 +231,19 @@ def fit(
                     with blaming_ctrl_c(pause), naming_the_lost():
                         for epoch in range(len(run.history) + 1, epochs + 1):
                             loop.epoch(epoch, bar)
+                            ends = loop.overfitted and on_overfit != "warn"
+                            if ends:  # whoever takes up an earlier checkpoint comes to this end again
+                                loop.checkpoints = None
                             with aside(bar):
                                 reason = tell(run, functions, where)
-                            if loop.overfitted and on_overfit != "warn":
-                                reason = "catastrophic overfitting"
-                            if reason is not None:  # whoever takes up an earlier checkpoint comes to this end again
-                                loop.checkpoints = None
-                            loop.checkpoint()
-                            pause()
+                            reason = "catastrophic overfitting" if ends else reason
                             if reason is not None and epoch < epochs:
+                                with contextlib.suppress(KeyboardInterrupt):  # it ends here in any case
+                                    pause()
                                 run.notes.append(f"stopped after {epoch} of {epochs} epochs: {reason}")
                                 break
+                            loop.checkpoint()
+                            pause()
                     run.status = "finished"
                 except KeyboardInterrupt:
                     if several():  # no step of all of them together can be made without this one

@@ -186,7 +186,7 @@ def test_meaningless_inputs_are_refused(of):
         (measure.logit_gap, {"steps": 0}, "steps=0"),
         (measure.loss_curve, {"points": 1}, "points=1 is not an integer of at least 2"),
         (measure.loss_curve, {"attack": "rfgsm"}, "did you mean 'r-fgsm'"),
-        (measure.gradient_alignment, {"rng": torch.Generator()}, "rng='Generator'"),
+        (measure.gradient_alignment, {"rng": torch.Generator()}, "rng=an object of type Generator"),
     ],
 )
 def test_impossible_options_are_refused_by_name(of, options, message):

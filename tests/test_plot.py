@@ -103,7 +103,7 @@ class TestHistory:
         assert not any(label.startswith("validation") for label in lines(run.plot().axes[1]))
 
     def test_refuses_what_has_no_history(self):
-        with pytest.raises(ArgumentError, match="run='Report' is not a Run: pass what at.fit"):
+        with pytest.raises(ArgumentError, match="run=an object of type Report is not a Run: pass what at.fit"):
             at.plot.history(REPORT)
         with pytest.raises(ArgumentError, match="at least one whole epoch"):
             made(epochs=0).plot()
@@ -146,7 +146,7 @@ class TestReport:
             REPORT.plot(figure)
 
     def test_refuses_what_is_none(self):
-        with pytest.raises(ArgumentError, match="report='Run' is not a Report"):
+        with pytest.raises(ArgumentError, match="report=an object of type Run is not a Report"):
             at.plot.report(made())
         with pytest.raises(ArgumentError, match="at least one row"):
             at.Report(LINF).plot()

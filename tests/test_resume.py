@@ -1,5 +1,6 @@
 """A training that was killed goes on as if nothing had been: to the same weights, bit for bit."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -222,7 +223,7 @@ def test_a_full_disk_ends_the_training_and_what_was_written_stays(tmp_path, whol
 
     def full(tensors, path, **options):
         calls[0] += 1
-        if calls[0] == 4:
+        if calls[0] == 5:
             path.write_bytes(b"half of it")
             raise checkpoint_files.SafetensorError("I/O error: No space left on device (os error 28)")
         save(tensors, path, **options)
@@ -253,7 +254,7 @@ def test_another_training_is_not_taken_up_by_mistake(stopped):
     with pytest.raises(at.errors.ArgumentError, match="images=.* is not what the run in .* began with"):
         at.fit(kills.network(), kills.defense_of("fast-at"), swapped, **told_by_kills(), out=stopped, resume=True)
     narrow = at.build_model("small-cnn", kills.DATA, width=3)
-    with pytest.raises(at.errors.ArgumentError, match="model="):
+    with pytest.raises(at.errors.ArgumentError, match="is not what the run"):
         at.fit(narrow, kills.defense_of("fast-at"), kills.DATA, **told_by_kills(), out=stopped, resume=True)
 
 
@@ -269,6 +270,75 @@ def test_a_folder_with_a_training_in_it_says_how_to_go_on_with_it(stopped):
         kills.fitted(stopped)
 
 
+def test_a_training_killed_before_its_first_step_goes_on(tmp_path, whole, monkeypatch):
+    """Also in the folder of another one that had finished, and with no checkpoint but the first."""
+    kills.fitted(tmp_path / "x", lr=0.5)
+    for options in ({"overwrite": True}, {"resume": True}):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            dying(patched, 1)
+            kills.fitted(tmp_path / "x", **options)
+    with pytest.raises(at.errors.ArgumentError, match="lr=0.5 is not what the run"):
+        kills.fitted(tmp_path / "x", lr=0.5, resume=True)
+    assert_alike(kills.fitted(tmp_path / "x", resume=True), whole)
+
+
+def test_a_training_killed_after_its_first_save_goes_on(tmp_path, whole, monkeypatch):
+    """Before the checkpoint of its first epoch."""
+
+    def dead(record):
+        raise Killed
+
+    with pytest.raises(Killed):
+        kills.fitted(tmp_path / "x", on_epoch=dead)
+    assert (tmp_path / "x" / "config.json").exists()
+    assert_alike(kills.fitted(tmp_path / "x", resume=True), whole)
+
+
+def test_a_finished_training_is_not_taken_for_one_of_other_images(tmp_path):
+    kills.fitted(tmp_path / "x")
+    train = kills.DATA.train
+    other = at.as_dataset((train.x.flip(0), train.y), val=0.2, test=0, num_classes=10)
+    with pytest.raises(at.errors.ArgumentError, match="images=.* is not what the run"):
+        at.fit(kills.network(), kills.defense_of("fast-at"), other, **told_by_kills(), out=tmp_path / "x", resume=True)
+
+
+def test_a_network_of_ones_own_is_known_by_its_shapes(tmp_path, monkeypatch):
+    def net(width):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.Linear(width, 10))
+
+    options = {"defense": kills.defense_of("fast-at"), "data": kills.DATA, "out": tmp_path / "x"}
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        dying(patched, 3)
+        at.fit(net(4), **options)
+    with pytest.raises(at.errors.ArgumentError, match="1.weight=.5, 64. is not what the run"):
+        at.fit(net(5), **options, resume=True)
+
+
+def test_a_defense_with_a_tuple_among_its_fields_is_known_again(tmp_path, monkeypatch):
+    @dataclasses.dataclass
+    class Scaled(at.defenses.Standard):
+        scales: tuple[int, ...] = (1, 2)
+
+    options = {"defense": Scaled(kills.THREAT), "data": kills.DATA, "out": tmp_path / "x", "epochs": 1}
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        dying(patched, 1)
+        at.fit(kills.network(), **options)
+    assert at.fit(kills.network(), **options, resume=True).status == "finished"
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(stopped):
+    newest, before = Checkpoints(stopped / "checkpoints").paths()
+    newest.write_bytes(b"")
+    checkpoints = Checkpoints(stopped / "checkpoints")
+    with pytest.warns(at.errors.AdvtrainWarning, match="is damaged"):
+        _, state = checkpoints.latest()
+    checkpoints.write(state["steps"], state)
+    checkpoints.write(5, state)
+    assert [path.name[5:13] for path in checkpoints.paths()] == ["00000009", "00000005"]
+    checkpoints.clear()
+    assert not (stopped / "checkpoints").exists()
+
+
 def test_overwriting_begins_anew(stopped, whole):
     assert_alike(kills.fitted(stopped, overwrite=True), whole)
     assert not (stopped / "checkpoints").exists()
@@ -279,7 +349,8 @@ def test_resuming_where_nothing_is_begins_and_where_all_is_done_reads(tmp_path, 
     assert_alike(first, whole)
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "x").iterdir() if path.name != ".lock"}
     again = kills.fitted(tmp_path / "x", resume=True)
-    assert_alike(again, whole) and again.path == tmp_path / "x"
+    assert_alike(again, whole)
+    assert again.path == tmp_path / "x"
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "x").iterdir() if p.name != ".lock"} == files
     with pytest.raises(at.errors.ArgumentError, match="lr=0.3 is not what the run"):
         kills.fitted(tmp_path / "x", resume=True, lr=0.3)
@@ -421,10 +492,11 @@ def test_a_dataloader_gives_the_batches_that_it_would_have_given(
         return at.fit(kills.network(), kills.defense_of(defense), data, epochs=3, lr=0.02, **options)
 
     whole = fitted()
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        dying(patched, 9)
-        fitted(out=tmp_path / "x", checkpoint_every=3)
-    assert_alike(fitted(out=tmp_path / "x", resume=True), whole)
+    for folder, options in ("within", {"checkpoint_every": 3}), ("between", {}):  # two epochs
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            dying(patched, 9 if folder == "within" else 6 * (8 if defense == "free" else 1))
+            fitted(out=tmp_path / folder, **options)
+        assert_alike(fitted(out=tmp_path / folder, resume=True), whole)
 
 
 # -- catastrophic overfitting ------------------------------------------------------------------------------------------

@@ -456,7 +456,7 @@ def test_every_error_here_is_one_of_the_family():
 
 def test_only_tensors_are_written_as_weights(tmp_path, run_folder):
     """No file that the package writes is one that it would have to unpickle."""
-    assert sorted(path.suffix for path in run_folder.iterdir()) == [".json"] * 4 + [".safetensors"]
+    assert sorted(path.suffix for path in run_folder.glob("[!.]*")) == [".json"] * 4 + [".safetensors"]
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     for path in run_folder.iterdir():
         assert not path.read_bytes().startswith((b"PK", b"\x80", b"\x93NUMPY"))

@@ -116,6 +116,11 @@ def worker(rank, folder):
         patch.setattr("advtrain.loop.step_if", dying_after(11))
         train("free", out=f"{folder}/killed", checkpoint_every=3)
     found["resumed"] = train("free", out=f"{folder}/killed", resume=True)
+    found["trades"] = train("trades", batch_norm=True, ema=0.8)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr("advtrain.loop.step_if", dying_after(3))
+        train("trades", batch_norm=True, ema=0.8, out=f"{folder}/shot", checkpoint_every=2)
+    found["trades again"] = train("trades", batch_norm=True, ema=0.8, out=f"{folder}/shot", resume=True)
     found["stopped"] = train("fgsm", callbacks=[stop])
     found["again"] = refusal(lambda: train("fgsm", out=f"{folder}/run"))
     found["out"] = refusal(lambda: train("fgsm", out=f"{folder}/one" if rank == 0 else None))
@@ -189,6 +194,7 @@ def test_two_processes_that_were_killed_go_on_to_the_same_weights(both):
     for found in both:
         assert same(found["resumed"]["weights"], found["free"]["weights"])
         assert found["resumed"]["history"] == found["free"]["history"]
+        assert same(found["trades again"]["weights"], found["trades"]["weights"])
         assert found["resumed"]["notes"][-1] == "taken up again after step 9 of 64"
 
 

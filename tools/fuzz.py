@@ -29,7 +29,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-
 import torch
 from PIL import Image
 from safetensors.torch import load as parse_tensors
