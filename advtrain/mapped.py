@@ -79,7 +79,7 @@ class MappedSplit(Split):
             return MappedSplit(self.pixels[index], self.y[index], **same)
         if not (isinstance(index, Tensor) and index.dtype == torch.int64):
             index = torch.arange(len(self))[index]
-        return MappedSplit(self.pixels, self.y[index], index, **same)
+        return MappedSplit(self.pixels, self.y[index], torch.where(index < 0, index + len(self), index), **same)
 
     def to(self, device: torch.device | str) -> Split:
         """Read them, and move them to a device; to a GPU through pinned memory, so that nobody waits."""
