@@ -131,8 +131,7 @@ class Guard:
         loss, *players = told
         sound = [loss.detach().isfinite(), all_finite(p.grad for p in self.model.parameters()), *players]
         codes = zip((_LOSS, _GRADIENT, _PLAYER), sound, strict=False)
-        what = sum((~each).to(self.what) * code for code, each in codes)
-        assert isinstance(what, Tensor)
+        what = torch.stack([(~each).to(self.what) * code for code, each in codes]).sum()
         if several():  # all of them together make the update, or none does
             dist.all_reduce(what, dist.ReduceOp.MAX)
         first = self.good & (what > 0)

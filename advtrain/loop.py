@@ -171,9 +171,10 @@ class Loop:
         epoch, place = divmod(step, self.per_epoch)
         batch = place // self.defense.replays
         where = f"{'by' if found.step is None else 'in'} step {step + 1:,} (batch {batch + 1} of epoch {epoch + 1}"
+        images = None
         if isinstance(self.loader, Loader) and found.step is not None and not several():
             images = next(self.loader.epoch(epoch, batch))[2]
-            assert images is not None
+        if images is not None:
             where += f", training images {', '.join(map(str, images[:4].tolist()))}{', …' * (len(images) > 4)}"
         advice = [f"lower lr={self.options['lr']:g}"]
         advice += [] if self.options["clip_grad"] else ["set clip_grad=1"]
