@@ -20,18 +20,15 @@ from .processes import count
 
 
 @contextlib.contextmanager
-def claimed(folder: Path | None) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[None]:
     """Keep a run folder to this training alone. The claim ends with the process, however that ends.
 
     Args:
-        folder: made if it is not there; None for a training without one.
+        folder: made if it is not there.
 
     Raises:
-        FileError: another training is writing to it.
+        FileError: another training is writing to it, or it cannot be written.
     """
-    if folder is None:
-        yield
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A singleton may be taken again by the thread that has it: a callback may save the run.
