@@ -73,7 +73,8 @@ def bad(name: str, value: Any, accepted: str, hint: str = "", *, kind: type[Advt
         hint: the likely fix. Where a number is wanted and something like one came, the message says that instead.
         kind: the error to raise.
     """
-    hint = (_slip(value) if _NUMERIC.match(accepted) else "") or hint
+    pair = hint and isinstance(value, (list, tuple))  # of several numbers, such as extremes: the hint knows better
+    hint = (_slip(value) if _NUMERIC.match(accepted) and not pair else "") or hint
     raise kind(f"{name}={shown(value)} is not {accepted}" + (f": {hint}" if hint else ""))
 
 

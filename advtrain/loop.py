@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Callable
@@ -59,7 +60,6 @@ class Loop:
         self.saved: tuple[int, int] | None = None  # steps and epochs at the last checkpoint
         self.course = Course(loader, device)
         self.tally = Tally(device)
-        self.told = told_of(run.model, run.config, run.data and run.data.train, device)
         self.overfitted = False  # since the last epoch
         self.between = True  # no step is under way
         self.defense.setup(self.model, shape, device)
@@ -67,6 +67,11 @@ class Loop:
         self.guard = Guard(self.model, device)
         self.own = TrainStep(self.network, self.defense)
         self.together = synchronised(self.own, device)
+
+    @functools.cached_property
+    def told(self) -> dict[str, Any]:
+        """What this training is told; a checkpoint says it, so that no other training takes it up."""
+        return told_of(self.model, self.run.config, self.run.data and self.run.data.train, self.device)
 
     @property
     def per_epoch(self) -> int:

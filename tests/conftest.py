@@ -1,13 +1,10 @@
 """Data for the tests. The large sets are not part of the repository: tests that need them skip where they are not."""
 
-import contextlib
 import hashlib
 import http.server
 import os
-import ssl
 import subprocess
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +14,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from servers import CERTIFICATE, served  # noqa: E402
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ROOT.parent / "shared" / "data"
-CERTIFICATE = ROOT / "tests" / "localhost.pem"  # with its key: of the tests' own web server, and no secret
 
 
 def pytest_collection_modifyitems(config, items):
@@ -94,28 +91,6 @@ def data_folder(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("ADVTRAIN_DATA", str(folder))
     return folder
-
-
-@contextlib.contextmanager
-def served(handler, certificate=CERTIFICATE):
-    """A web server on this machine, of https, or of http without a certificate: its address."""
-
-    class Server(http.server.ThreadingHTTPServer):
-        def handle_error(self, *arguments):
-            """Whoever hangs up early has their reasons, which the tests look at."""
-
-    with Server(("127.0.0.1", 0), handler) as server:
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture

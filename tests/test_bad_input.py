@@ -44,7 +44,7 @@ THREATS = [
         ({"eps": NAN}, "eps=nan is not a finite number: look where it was computed: it is no finite number"),
         ({"eps": None}, "eps=None is not a finite number: such as eps=8/255"),
         ({"eps": torch.tensor(0.3)}, "eps=tensor(0.3000) is not a finite number: take the number out of it: .item()"),
-        ({"eps": [0.1, 0.2]}, "eps=[0.1, 0.2] is not a finite number: one number, not several"),
+        ({"eps": [0.1, 0.2]}, "eps=[0.1, 0.2] is not a finite number: such as eps=8/255"),
         ({"eps": 0}, "eps=0 is not in (0, 1]: pixels are in [0, 1], such as 8/255"),
         ({"eps": Made(object)}, "eps=an object of type object is not a finite number: such as eps=8/255"),
         ({"norm": "l2", "eps": -0.5},

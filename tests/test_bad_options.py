@@ -254,7 +254,7 @@ DEFENSE = [
         ({"config": {"name": "fgsmm"}}, "defense='fgsmm' is not one of standard, …: did you mean 'fgsm'?"),
         ({"config": {"name": "fgsm", "threat": {"norm": "linf", "eps": 0.3}, "rel_stpe": 1}},
          "config={'name': 'fgsm', 'threat': {'norm': 'linf', 'eps': 0.3}, 'rel_stpe': 1} is not a configuration "
-         "of fgsm: FGSM got an unexpected keyword argument 'rel_stpe'"),
+         "of fgsm: FGSM got an unexpected keyword argument 'rel_stpe'…"),
         ({"config": {"name": "fgsm", "threat": {"norm": "linf"}}},
          "config={'name': 'fgsm', 'threat': {'norm': 'linf'}} is not a configuration of fgsm: Threat missing 1 "
          "required positional argument: 'eps'"),

@@ -25,6 +25,9 @@ from advtrain.errors import AdvtrainError, DataError, FileError
 from advtrain.files import digest_of, read_json, write_json
 from advtrain.results.results import sum_of
 
+# Before Python 3.11 an archive that a full disk cut short complains once more when it is forgotten.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in.*ZipFile:pytest.PytestUnraisableExceptionWarning")
+
 
 def everything(folder):
     """All files below a folder, hidden ones too, and what they hold."""
