@@ -71,7 +71,7 @@ class Loop:
     @functools.cached_property
     def told(self) -> dict[str, Any]:
         """What this training is told; a checkpoint says it, so that no other training takes it up."""
-        return told_of(self.model, self.run.config, self.run.data and self.run.data.train, self.device)
+        return told_of(self.run, self.device)
 
     @property
     def per_epoch(self) -> int:
@@ -260,14 +260,14 @@ class Loop:
         self.keeper.load_state_dict(state["keeper"])
         self.run.best_epoch, self.saved = self.keeper.epoch, (self.steps, len(self.run.history))
         self.monitor = Monitor(state["monitor"][0], set(state["monitor"][1]))
-        own = moved(state["own"][rank()], self.device)
-        self.defense.load_state_dict(own["defense"])
-        self.tally.load_state_dict(own["tally"])
-        self.course.load_state_dict(state["own"][rank()]["course"])
+        own = state["own"][rank()]
+        self.defense.load_state_dict(moved(own["defense"], self.device))
+        self.tally.load_state_dict(moved(own["tally"], self.device))
+        self.course.load_state_dict(own["course"])
         for network, buffers in zip((self.model, self.keeper.current), own["buffers"], strict=True):
             for name, buffer in network.named_buffers():  # of several processes, each has its own until the epoch ends
                 buffer.copy_(buffers[name])
-        set_global_state(state["own"][rank()]["global"], self.device)
+        set_global_state(own["global"], self.device)
 
     def checkpoint(self) -> None:
         """Write one, unless something is wrong by now, or nothing has happened since the last."""
@@ -276,5 +276,5 @@ class Loop:
         if self.checkpoints is None or now == self.saved:
             return
         state, checkpoints = self.state_dict(), self.checkpoints
-        first_alone(lambda: (checkpoints.write(self.steps, state), None)[1])
+        first_alone(lambda: checkpoints.write(self.steps, state))
         self.saved = now

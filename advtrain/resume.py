@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -17,6 +17,9 @@ from .dataset import Split
 from .errors import FileError, bad, check_flag, check_path
 from .files import check_free_of, check_writable, read_json
 from .processes import count
+
+if TYPE_CHECKING:
+    from .runs import Run
 
 
 @contextlib.contextmanager
@@ -96,19 +99,20 @@ def _remove_if_empty(folder: Path, fresh: bool) -> None:
             folder.rmdir()
 
 
-def told_of(model: torch.nn.Module, config: dict[str, Any], train: Any, device: torch.device) -> dict[str, Any]:
+def told_of(run: Run, device: torch.device) -> dict[str, Any]:
     """What a training is told that makes it what it is: one that goes on must be told the same.
 
     Args:
-        model: the network; its shapes count where `build_model` did not make it.
-        config: of the run.
-        train: its training images; only those of a `Split` are looked at.
+        run: its configuration; its images, as `images_of` has put them into its provenance; and the shapes of its
+            network, which count where `build_model` did not make it.
         device: where it trains.
     """
+    config = run.config
     told = {key: config[key] for key in ("model", "defense", "data", "options")}
     if told["model"] is None:
-        told["model"] = {name: list(value.shape) for name, value in model.state_dict().items()}
-    return {**told, **images_of(train), "device": device.type, "processes": count()}
+        told["model"] = {name: list(value.shape) for name, value in run.model.state_dict().items()}
+    images = {key: value for key, value in run.provenance.items() if key == "images"}
+    return {**told, **images, "device": device.type, "processes": count()}
 
 
 def images_of(train: Any) -> dict[str, str]:

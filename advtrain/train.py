@@ -190,13 +190,9 @@ def fit(
         if out is not None:
             folder = Path(out)
             checkpoints = Checkpoints(folder / "checkpoints")
-            first_alone(lambda: closing.enter_context(opened(folder, overwrite=overwrite, resume=resume)) and None)
+            first_alone(lambda: closing.enter_context(opened(folder, overwrite=overwrite, resume=resume)))
             run.path = folder if first else None
-        began = (
-            first_alone(lambda: begun(Path(out or ""), told_of(model, run.config, data.train, where)))
-            if resume
-            else None
-        )
+        began = first_alone(lambda: begun(Path(out or ""), told_of(run, where))) if resume else None
         if began and "finished" in began:
             return load_run(Path(out or ""), model=model, defense=defense, data=data, device=str(where))
         for callback in callbacks if first else ():
