@@ -113,6 +113,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, request: Any, file: Any, code: int, message: str, headers: Any, new: str) -> Any:
         if urlsplit(new).scheme != "https":
+            file.close()
             raise _Refused(f"{request.full_url} sends on to {new}, which is not https")
         return super().redirect_request(request, file, code, message, headers, new)
 
@@ -140,6 +141,8 @@ def _opened(url: str) -> Iterator[Any]:
     except _Refused:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is an answer as well
         raise _Refused(f"{url} does not answer: {_cause(error)}") from error
     with contextlib.closing(answer):
         yield answer

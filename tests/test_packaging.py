@@ -29,7 +29,7 @@ sys.path.append(str(ROOT / "tools"))
 import sync  # noqa: E402
 import vendor  # noqa: E402
 
-PYTHONS = ["3.10.0", "3.11.0", "3.12.0", "3.13.0", "3.14.0"]
+PYTHONS = ["3.10.0", "3.11.0", "3.12.0", "3.13.0", "3.14.0", "3.15.0"]
 PLATFORMS = {
     "linux": {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"},
     "macos": {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix", "platform_machine": "arm64"},

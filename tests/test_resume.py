@@ -470,6 +470,15 @@ def test_a_callback_may_save_the_run_itself(tmp_path):
 # -- the caller's own data, and several processes ----------------------------------------------------------------------
 
 
+class Noisy(torch.utils.data.Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        x = kills.DIGITS.train.x[i] / 255
+        return (x + 0.1 * torch.rand(x.shape)).clamp(0, 1), int(kills.DIGITS.train.y[i])
+
+
 @pytest.mark.parametrize("defense", ["fast-at", "free"])
 @pytest.mark.parametrize("own_generator", [False, True])
 @pytest.mark.parametrize("workers", [0, 1])
@@ -477,14 +486,6 @@ def test_a_dataloader_gives_the_batches_that_it_would_have_given(
     defense, own_generator, workers, tmp_path, monkeypatch
 ):
     """Also where images are augmented by draws from PyTorch's global generator, and a batch is used several times."""
-
-    class Noisy(torch.utils.data.Dataset):
-        def __len__(self):
-            return 40
-
-        def __getitem__(self, i):
-            x = kills.DIGITS.train.x[i] / 255
-            return (x + 0.1 * torch.rand(x.shape)).clamp(0, 1), int(kills.DIGITS.train.y[i])
 
     def fitted(**options):
         generator = torch.Generator().manual_seed(5) if own_generator else None

@@ -151,6 +151,7 @@ def ask(url, method="HEAD", timeout=20, attempts=3, attempt_pause=2.0):
                 moved = "" if urldefrag(answer.url)[0] == url else f"moved to {answer.url}"
                 return answer.status, moved
         except urllib.error.HTTPError as error:
+            error.close()  # it is an answer as well
             said = (error.code, error.reason)
             if error.code == 429 and attempt + 1 < attempts:
                 wait = error.headers.get("Retry-After", "")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from sync import ROOT, dependencies, project
 
-OLDEST, NEWEST = re.search(r"3\.\d+", project()["requires-python"])[0], "3.13"
+OLDEST, NEWEST = re.search(r"3\.\d+", project()["requires-python"])[0], "3.15"
 PYTHONS = {"oldest": OLDEST, "newest": NEWEST}
 ALL = "-n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 tests book".split()
 SHOWN = ["torch", "torchvision", "numpy"]

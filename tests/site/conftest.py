@@ -13,10 +13,12 @@ import threading
 import zipfile
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
@@ -24,6 +26,7 @@ sys.path.append(str(ROOT / "tools"))
 import browser as browsers  # noqa: E402
 import sync  # noqa: E402
 
+OLD_THEME = Version(version("pydata-sphinx-theme")) < Version("0.16")  # there is no newer one for Python 3.10
 PREFIX = urlsplit(sync.documentation()).path  # the folder under which the published site lies
 
 

@@ -12,6 +12,7 @@ import sys
 import types
 import zlib
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
@@ -56,7 +57,8 @@ def collect():
 
 
 PUBLIC, ALIASES = collect()
-CLASSES = {name: thing for name, thing in PUBLIC.items() if isinstance(thing, type)}
+# Python 3.10 takes an alias such as Callable[[Run], Any] for a class.
+CLASSES = {name: thing for name, thing in PUBLIC.items() if isinstance(thing, type) and get_origin(thing) is None}
 FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isroutine(thing)}
 METHODS = {
     f"{name}.{key}": getattr(cls, key)
