@@ -373,7 +373,7 @@ def test_check_confirms_a_true_file_and_no_other(made, tmp_path):
     true, here = "confirmed: the same weights bit for bit, and every image meets the same verdict", "in the same place"
     expected = [
         (lambda value: None, True, f"1 of 4 runs made again: fast, seed 1: {true} ({here})"),
-        (lambda value: value["provenance"][0].update(instructions="VSX"), True, f"{true} (another instructions)"),
+        (lambda value: value["provenance"][0].update(instructions="VSX"), True, f"{true} (other instructions)"),
         (lambda value: value["provenance"][0].update(python="2.7"), True, f"{true} (another python)"),
         (lambda value: entry(value)["history"]["loss"].reverse(), False, "its other figures are not: other history"),
         (lambda value: entry(value)["history"]["seconds"].reverse(), True, true),
@@ -385,8 +385,8 @@ def test_check_confirms_a_true_file_and_no_other(made, tmp_path):
         (rounding, False, "NOT confirmed, with the same versions on the same kind of machine (in the same place)"),
         (commit, False, "NOT confirmed, with the same versions on the same kind of machine (another commit)"),
         (elsewhere, True, "confirmed within the 99% prediction interval from the file's 2 seeds of the method"),
-        (far, False, "NOT confirmed (another instructions): outside the 99% prediction interval"),
-        (data, False, "NOT confirmed (another instructions): it was made of other data"),
+        (far, False, "NOT confirmed (other instructions): outside the 99% prediction interval"),
+        (data, False, "NOT confirmed (other instructions): it was made of other data"),
     ]
     for change, agrees, words in expected:
         check = check_results_file(tampered(made, tmp_path, change), workers=0, methods=["fast"], seeds=[1])

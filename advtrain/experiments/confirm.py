@@ -132,7 +132,8 @@ def _compare(results: Results, trial: Trial, again: Trial, differing: list[str],
     """Whether a run made again confirms the recorded one, and in words."""
     if not again.finished:
         return False, f"it fails now: {again.message}"
-    place = f"another {', another '.join([*differing, *noted])}" if differing or noted else "in the same place"
+    others = [f"{'other' if key.endswith('s') else 'another'} {key}" for key in (*differing, *noted)]
+    place = ", ".join(others) or "in the same place"
     before, now = _parts(trial), _parts(again)
     rows = [name for name in trial.rows if name in again.rows]
     other = [key for key in before if key in now and before[key] != now[key]]
