@@ -53,7 +53,6 @@ from .threat import Threat
 from .train import fit
 
 TAKEN = ("name", "shape", "num_classes", "seed")  # what `advtrain train` gives build_model itself
-ROOMS = ["defenses", "attacks", "models", "data", "schedules", "presets"]
 DEFAULT_MODEL = {"digits": "small-cnn", "mnist": "lenet+", "fashion-mnist": "lenet+"}
 
 
@@ -211,7 +210,7 @@ def tell(run: Run, judge: bool, report_path: str | None, part: dict[str, dict[st
 
 
 @main.command("list")
-@click.argument("what", type=Choice(ROOMS), metavar=f"[{'|'.join(ROOMS)}]", required=False)
+@click.argument("what", type=Choice(["defenses", "attacks", "models", "data", "schedules", "presets"]), required=False)
 def list_command(what: str | None) -> None:
     """List defenses, attacks, models, data sets, schedules and presets, each with one line of explanation."""
     rooms = {

@@ -285,7 +285,7 @@ def on_server(visits):
 
 def test_no_serious_accessibility_finding(on_server):
     """Colours in both modes, everything else at both widths."""
-    theirs = ": duplicate-id-active " if OLD_THEME else "nothing"  # of the two search fields on its search page
+    theirs = "duplicate-id-active (" if OLD_THEME else "nothing"  # of the two search fields on its search page
     nothing(on_server, lambda visit: [finding for finding in visit.axe if theirs not in finding])
 
 
