@@ -52,9 +52,11 @@ class Mine(nn.Sequential):
 """
 
 NOTEBOOK = """
+import torch
 import advtrain as at
 from mine import Mine
 
+torch.manual_seed(0)  # else each process begins with weights of its own
 data = at.load_data("./photographs", size=16)
 data
 # %%
@@ -91,7 +93,7 @@ at.plot.eps_curve(run.model, data.test, threat, eps=[0, 0.02, 0.04], steps=2)
 # %%
 at.widgets.explorer(run.model, data, run.threat)
 # %%
-import json, torch
+import json
 at.export(run.model, "exported/own", data=data, threat=threat)
 torch.save(data.test.images(), "images.pt")
 torch.save(run.model(data.test.images()).detach(), "logits.pt")
