@@ -71,25 +71,13 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
         FileError: a damaged file, or one that holds no image.
         DataError: images of different sizes and no `size`; more pixels than are read into memory; more than 16 bits.
     """
-    from PIL import Image, ImageOps
-
-    from .pictures import opaque
-
     pixels: np.ndarray[Any, Any] = np.empty(0)
     shape, grey = None, True
     if size is not None:
         _check_total((size, size), len(paths))
     for index, path in enumerate(paths):
-        try:
-            with Image.open(path, formats=FORMATS) as file:
-                image = ImageOps.exif_transpose(file)
-        except Exception as error:  # a damaged file can raise anything
-            raise FileError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from error
-        _check_bits(image, path)
-        grey = grey and (image.mode in ("1", "L", "LA") or image.mode.startswith("I"))
-        image = opaque(image)
-        if size is not None:
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        image, is_grey = _read_image(path, size)
+        grey = grey and is_grey
         if shape is None:
             shape = image.size
             _check_total(shape, len(paths))
@@ -101,6 +89,26 @@ def read_images(paths: Sequence[str | Path], size: int | None = None) -> np.ndar
             )
         pixels[index] = np.asarray(image)
     return pixels[..., 0] if grey else pixels
+
+
+def _read_image(path: str | Path, size: int | None) -> tuple[Any, bool]:
+    """One of them in RGB, and whether it was grey."""
+    from PIL import Image, ImageOps
+
+    from .pictures import opaque
+
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            image = ImageOps.exif_transpose(file)
+        _check_bits(image, path)
+        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+        image = opaque(image)
+        return (image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)), grey
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file can raise anything, and one that claims to be huge a MemoryError
+        why = " ".join(str(error).split()) or "it does not fit into memory"
+        raise FileError(f"{path} cannot be read as an image: {why}") from error
 
 
 def _check_total(shape: tuple[int, int], count: int) -> None:

@@ -121,6 +121,17 @@ def test_a_photograph_taken_sideways_is_turned(tmp_path):
     assert load_data(tmp_path).shape == (3, 12, 9)
 
 
+def test_an_image_for_which_there_is_no_memory_is_named(animals, monkeypatch):
+    """A damaged file may claim to be enormous."""
+
+    def full(image):
+        raise MemoryError
+
+    monkeypatch.setattr("advtrain.pictures.opaque", full)
+    with pytest.raises(FileError, match=r"\.\w+ cannot be read as an image: it does not fit into memory"):
+        load_data(animals)
+
+
 def test_what_is_no_folder_of_images_is_refused_by_name(animals, tmp_path, monkeypatch):
     with pytest.raises(FileError, match="does not exist"):
         load_data(tmp_path / "nowhere")
