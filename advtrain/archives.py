@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import FileError
+from .errors import FileError, words_of
 from .files import atomic
 
 MOST = 4 * 2**30
@@ -58,7 +58,7 @@ def unpack(archive: Path, folder: Path, *, most: int = MOST) -> None:
         except FileError:
             raise
         except DAMAGED as error:
-            raise FileError(f"{archive} cannot be unpacked: {' '.join(str(error).split())}") from error
+            raise FileError(f"{archive} cannot be unpacked: {words_of(error)}") from error
 
 
 def _unzip(archive: Path, place: Path, most: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .data_rows import LIMIT
-from .errors import DataError, FileError
+from .errors import DataError, FileError, words_of
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What an image file may be, whatever its name. Pillow knows more, and has Ghostscript run what is PostScript."""
@@ -107,7 +107,7 @@ def _read_image(path: str | Path, size: int | None) -> tuple[Any, bool]:
     except DataError:
         raise
     except Exception as error:  # a damaged file can raise anything, and one that claims to be huge a MemoryError
-        why = " ".join(str(error).split()) or "it does not fit into memory"
+        why = "it does not fit into memory" if isinstance(error, MemoryError) else words_of(error)
         raise FileError(f"{path} cannot be read as an image: {why}") from error
 
 

@@ -16,7 +16,7 @@ from .data_folders import read_folder
 from .data_known import ARRAYS, SOURCES
 from .data_rows import LIMIT
 from .downloads import download as fetch_file
-from .errors import FileError, bad, check_path, one_of
+from .errors import FileError, bad, check_path, one_of, words_of
 from .files import atomic
 
 GROWTH = 100
@@ -162,12 +162,8 @@ def read_original(name: str, root: str | os.PathLike[str]) -> dict[str, np.ndarr
     try:
         return (source.read or source.from_torchvision)(Path(root))
     except Exception as error:  # the readers of damaged files raise anything
-        raise FileError(f"{Path(root) / source.folder} is incomplete or damaged: {_words(error)}. Delete it and run "
+        raise FileError(f"{Path(root) / source.folder} is incomplete or damaged: {words_of(error)}. Delete it and run "
                         f"`advtrain data fetch {name}`") from error  # fmt: skip
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -205,7 +201,7 @@ def _check_arrays(arrays: dict[str, Any]) -> None:
 def _why(error: Exception) -> str:
     """What NumPy says, unless it tells how to run code that is in the file."""
     kind = "it is another kind of file, or holds objects, of which only numbers and text are read"
-    return kind if "pickle" in (words := _words(error)) else words
+    return kind if "pickle" in (words := words_of(error)) else words
 
 
 def read_mapped(folder: Path) -> dict[str, np.ndarray[Any, Any]]:

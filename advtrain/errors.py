@@ -180,6 +180,11 @@ class _Said(str):
     __repr__ = str.__str__
 
 
+def words_of(error: BaseException) -> str:
+    """What an exception says, in one line; its name if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def kind_of(value: Any) -> Any:
     """What to show of a value of the wrong type: a word, a number, None or a class itself, of anything else its type.
 
