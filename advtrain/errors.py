@@ -181,7 +181,11 @@ class _Said(str):
 
 
 def words_of(error: BaseException) -> str:
-    """What an exception says, in one line; its name if it says nothing."""
+    """What an exception says, in one line; the name of its class if it says nothing.
+
+    Args:
+        error: any exception.
+    """
     return " ".join(str(error).split()) or type(error).__name__
 
 
