@@ -2,15 +2,16 @@
 
 A method with a second-order term differentiates an input gradient, and with it the backward pass of every batch
 normalisation. PyTorch composes that second derivative of many passes over the activations, which is a good part of a
-FAST-BAT step on PreActResNet-18. Written as one formula it takes a few.
+FAST-BAT step on PreActResNet-18. Written as one formula it takes a few, most of them inside kernels that PyTorch has.
 
 With x̂ = (x - μ)/σ, n values per channel, a = γ/σ and ḡ, v̄ for means over a channel, the backward pass is
 P(g) = a (g - ḡ - x̂ mean(g x̂)), and for a cotangent v::
 
     ⟨v, P(g)⟩ = n a S,   S = mean(g v) - ḡ v̄ - mean(g x̂) mean(v x̂)
 
-whose derivatives with respect to g, x and γ are what `_Backward.backward` returns: for x, a/σ times
-ḡ mean(v x̂) + v̄ mean(g x̂) - v mean(g x̂) - g mean(v x̂) + x̂ (2 mean(g x̂) mean(v x̂) - S).
+whose derivatives with respect to g, x and γ are what `_Backward.backward` returns: P(v), since P is its own transpose;
+a/σ times (ḡ - g) mean(v x̂) + (v̄ - v) mean(g x̂) + x̂ (2 mean(g x̂) mean(v x̂) - S); and n S/σ. The means are sums that
+a backward pass takes anyway: of g and of v over x, and of g over v as if v were x.
 """
 
 from __future__ import annotations
@@ -58,31 +59,26 @@ class _Forward(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         y, mean, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.eps = eps
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        needed = list(ctx.needs_input_grad[:3])
-        apply: Callable[..., tuple[Tensor | None, ...]] = _Backward.apply
-        grads = apply(g, *ctx.saved_tensors, ctx.eps, needed)
-        return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None, None, None
+        apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Backward.apply
+        grads = zip(apply(g, *ctx.saved_tensors), ctx.needs_input_grad[:3], strict=True)
+        return *(grad if need else None for grad, need in grads), None, None, None, None
 
 
 class _Backward(torch.autograd.Function):
-    """The derivative of `_Forward`: gradients with respect to x, weight and bias."""
+    """The derivative of `_Forward`: P(g), and the gradients with respect to weight and bias."""
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float,
-        needed: list[bool],
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        ctx.save_for_backward(g, x, weight, mean, rstd)
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = _backward_pass(g, x, weight, mean, rstd)
+        ctx.save_for_backward(g, x, weight, mean, rstd, *found[1:])
         ctx.set_materialize_grads(False)
-        grads: tuple[Tensor | None, ...] = torch.ops.aten.native_batch_norm_backward(
-            g, x, weight, None, None, mean, rstd, True, eps, needed
-        )
-        return grads
+        return found
 
     @staticmethod
     def backward(
@@ -90,33 +86,49 @@ class _Backward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # the statistics are constants here, so a graph would be wrong
             raise RuntimeError("a second derivative with create_graph=True is not available inside TwiceDifferentiable")
-        g, x, weight, mean, rstd = ctx.saved_tensors
-        dims, n = [0, *range(2, x.ndim)], x.numel() // x.shape[1]
-
-        def wide(statistic: Tensor) -> Tensor:
-            return statistic.view(1, -1, *[1] * (x.ndim - 2))
-
-        normal = (x - wide(mean)) * wide(rstd)  # float32 at least: so are the statistics
-        scale = rstd if weight is None else weight * rstd
-        to_g = to_x = to_weight = None
+        g, x, weight, mean, rstd, g_normal, g_sum = ctx.saved_tensors
+        n, to_g, to_weight = x.numel() // x.shape[1], None, None
+        g_normal, g_mean = g_normal / n, g_sum / n
+        to_x = []
         if v is not None:
-            v_mean, g_mean = (t.mean(dims, dtype=normal.dtype) for t in (v, g))
-            v_normal, g_normal, gv = (
-                (a * b).mean(dims) for a, b in ((v, normal), (g, normal), (g, v.to(normal.dtype)))
-            )
-            s = gv - g_mean * v_mean - g_normal * v_normal
-            to_g = torch.addcmul(v - wide(v_mean), normal, wide(v_normal), value=-1).mul_(wide(scale))
+            to_g, v_normal, v_sum = _backward_pass(v, x, weight, mean, rstd)  # P is its own transpose
+            _, gv, _ = _backward_pass(g, v, None, torch.zeros_like(mean), torch.ones_like(mean), only_sums=True)
+            v_normal, v_mean, gv = (torch.stack([v_normal, v_sum, gv]) / n).unbind()
+            slope, both = rstd.square() if weight is None else weight * rstd.square(), g_normal * v_normal
+            s = (gv - both).addcmul_(g_mean, v_mean, value=-1)
             to_weight = n * rstd * s
-            slope = scale * rstd
-            to_x = torch.addcmul(wide(slope * (g_mean * v_normal + v_mean * g_normal)), v, wide(-slope * g_normal))
-            to_x.addcmul_(g, wide(-slope * v_normal)).addcmul_(normal, wide(slope * (2 * g_normal * v_normal - s)))
+            by_g, by_v = -slope * v_normal, -slope * g_normal
+            to_x = [(v, v_mean, by_v), (g, g_mean, by_g), (x, mean, (both - s).add_(both).mul_(slope).mul_(rstd))]
         if v_weight is not None:  # the weight's gradient is Σ g x̂
-            push = g * wide(v_weight * rstd)
-            push = push - push.mean(dims, keepdim=True) - normal * (push * normal).mean(dims, keepdim=True)
-            to_x = push if to_x is None else to_x + push
-            to_g = normal * wide(v_weight) if to_g is None else to_g + normal * wide(v_weight)
-        if v_bias is not None:  # the bias's gradient is Σ g
-            to_g = wide(v_bias).expand_as(g) if to_g is None else to_g + wide(v_bias)
-        to_g = None if to_g is None else to_g.to(g.dtype)
-        to_x = None if to_x is None else to_x.to(x.dtype)
-        return to_g, to_x, None if weight is None else to_weight, None, None, None, None
+            push = v_weight * rstd
+            to_x += [(g, g_mean, push), (x, mean, -push * g_normal * rstd)]
+        if v_weight is not None or v_bias is not None:  # and the bias's Σ g
+            push = torch.zeros_like(mean) if v_weight is None else v_weight * rstd
+            more = _mixture([(x, mean, push)], v_bias).to(g.dtype)
+            to_g = more if to_g is None else to_g + more
+        return to_g, _mixture(to_x).to(x.dtype) if to_x else None, None if weight is None else to_weight, None, None
+
+
+def _backward_pass(
+    g: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, only_sums: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """P(g), Σ g x̂ and Σ g by PyTorch's own kernel, which reads the activations twice; if `only_sums`, once."""
+    weight = torch.ones_like(mean) if weight is None else weight
+    wanted = [not only_sums, True, True]
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
+        g, x, weight, None, None, mean, rstd, True, 0.0, wanted
+    )
+    return found
+
+
+def _mixture(terms: list[tuple[Tensor, Tensor, Tensor]], constant: Tensor | None = None) -> Tensor:
+    """Σ factor · (tensor - mean) + constant, where all but the tensors are one number for each channel."""
+    offset = torch.zeros_like(terms[0][1]) if constant is None else constant.clone()
+    for _, mean, factor in terms:
+        offset.addcmul_(mean, factor, value=-1)
+    (first, _, factor), *others = terms
+    shape = [1, -1, *[1] * (first.ndim - 2)]
+    result = torch.addcmul(offset.view(shape), first, factor.view(shape))
+    for tensor, _, factor in others:
+        result.addcmul_(tensor, factor.view(shape))
+    return result

@@ -74,5 +74,5 @@ class Solution(NamedTuple):
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    norm: Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
+    norm: Tensor = torch.stack(torch._foreach_norm(tensors)).norm()
     return norm

@@ -184,7 +184,7 @@ class _Carry(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(grad * gradient for gradient in ctx.gradients)
+        return None, None, *torch._foreach_mul(ctx.gradients, grad)
 
 
 def carry(value: Tensor, parameters: list[Tensor], gradients: list[Tensor]) -> Tensor:

@@ -77,20 +77,27 @@ class Copies:
     """
 
     def __init__(self, tensors: Iterable[Tensor]):
-        self.tensors = [tensor.detach() for tensor in tensors]
-        self.copies = [tensor.clone() for tensor in self.tensors]
+        alike: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            alike.setdefault(tensor.dtype, []).append(tensor.detach())
+        self.groups = list(alike.values())
+        self.take()
+
+    def _rows(self) -> list[Tensor]:
+        """All numbers of one dtype in a row: many small tensors would be as many operations of a GPU."""
+        return [torch.cat([tensor.reshape(-1) for tensor in group]) for group in self.groups]
 
     @torch.no_grad()
     def take(self) -> None:
         """Copy the tensors as they are now."""
-        if self.tensors:
-            torch._foreach_copy_(self.copies, self.tensors)
+        self.copies = self._rows()
 
     @torch.no_grad()
     def put_back_unless(self, good: Tensor) -> None:
         """Give the tensors their copied values unless `good`, a bool scalar on their device. Nothing waits for it."""
-        for tensor, copy in zip(self.tensors, self.copies, strict=True):
-            torch.where(good, tensor, copy, out=tensor)
+        for group, now, copy in zip(self.groups, self._rows(), self.copies, strict=True):
+            parts = torch.where(good, now, copy).split([tensor.numel() for tensor in group])
+            torch._foreach_copy_(group, [part.view_as(tensor) for part, tensor in zip(parts, group, strict=True)])
 
 
 class Found(NamedTuple):

@@ -72,46 +72,74 @@ class StatisticsUpdate:
     """
 
     def __init__(self, model: nn.Module):
-        self._layers = [
-            m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None
-        ]
-        self._before = [[buffer.clone() for buffer in self._buffers(layer)] for layer in self._layers]
-        self._moves: list[tuple[Tensor, Tensor, list[Tensor]]] = []
+        alike: dict[object, list[_BatchNorm]] = {}
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None:
+                alike.setdefault((layer.momentum, layer.running_mean.dtype), []).append(layer)
+        self._groups = [_Alike(layers) for layers in alike.values()]
 
     def finish(self) -> None:
         """The pass is over: note by how much each layer's statistics moved, and in how many uses of the layer."""
-        for layer, (count, *before) in zip(self._layers, self._before, strict=True):
-            tracked, *after = self._buffers(layer)
-            uses = tracked - count
-            kept = self._kept(layer, uses)
-            moves = [now - kept * old for now, old in zip(after, before, strict=True)]
-            self._moves.append((uses, tracked.clone(), moves))
+        for group in self._groups:
+            group.finish()
 
     def again(self) -> None:
         """Move the running statistics once more, as another pass of the same batch would."""
-        for layer, (uses, count, moves) in zip(self._layers, self._moves, strict=True):
-            if not layer.track_running_stats:
-                continue
-            tracked, *running = self._buffers(layer)
-            tracked.data.add_(uses)
-            kept = self._kept(layer, uses)
-            for statistic, move in zip(running, moves, strict=True):
-                if layer.momentum is None:  # a mean over all batches: what the pass brought weighs less by now
-                    move = move * (count.to(move) / tracked.to(move))
-                statistic.data.mul_(kept).add_(move)  # .data: a graph may hold the buffer, unused
+        for group in self._groups:
+            group.again()
 
-    @staticmethod
-    def _buffers(layer: _BatchNorm) -> list[Tensor]:
-        buffers = layer.num_batches_tracked, layer.running_mean, layer.running_var
-        return [buffer for buffer in buffers if buffer is not None]
 
-    def _kept(self, layer: _BatchNorm, uses: Tensor) -> Tensor:
+class _Alike:
+    """Layers of one momentum, with their statistics in a row: many small tensors would be as many operations."""
+
+    def __init__(self, layers: list[_BatchNorm]):
+        self.layers, self.momentum = layers, layers[0].momentum
+        self.sizes = [statistic.numel() for statistic in self.statistics()]
+        self.before = self.read()
+
+    def statistics(self) -> list[Tensor]:
+        """The running means and variances, layer by layer."""
+        both = [(layer.running_mean, layer.running_var) for layer in self.layers]
+        return [statistic for pair in both for statistic in pair if statistic is not None]
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """How often each layer was used, and all statistics in a row; copies."""
+        counts = [layer.num_batches_tracked for layer in self.layers if layer.num_batches_tracked is not None]
+        return torch.stack(counts), torch.cat(self.statistics())
+
+    def wide(self, each: Tensor) -> Tensor:
+        """A number for each layer as one for each statistic."""
+        twice = [number for number in each.unbind() for _ in range(2)]
+        return torch.cat([number.expand(size) for number, size in zip(twice, self.sizes, strict=True)])
+
+    def kept(self, uses: Tensor, count: Tensor) -> Tensor:
         """The weight of the earlier statistics after the newest `uses` of a layer; a tensor, so that no host waits."""
-        tracked, mean, _ = self._buffers(layer)
-        uses = uses.to(mean)
-        if layer.momentum is None:
-            return 1 - uses / tracked.to(uses).clamp(min=1)
-        return (1 - layer.momentum) ** uses
+        if self.momentum is None:  # a mean over all batches
+            return self.wide(1 - uses / count.to(uses).clamp(min=1))
+        return self.wide((1 - self.momentum) ** uses)
+
+    def finish(self) -> None:
+        count, after = self.read()
+        uses = count - self.before[0]
+        kept = self.kept(uses.to(after), count)
+        self.found = uses, count, after - kept * self.before[1]
+
+    def again(self) -> None:
+        uses, count, move = self.found
+        earlier, running = self.read()
+        tracked = earlier + uses
+        if self.momentum is None:  # what the pass brought weighs less by now
+            move = move * self.wide(count.to(move) / tracked.to(move))
+        running = running * self.kept(uses.to(move), tracked) + move
+        moving = [layer.track_running_stats for layer in self.layers]
+        counts = [layer.num_batches_tracked for layer in self.layers]
+        twice = [moves for moves in moving for _ in range(2)]
+        for old, now, moves in (
+            (counts, tracked.unbind(), moving), (self.statistics(), running.split(self.sizes), twice)
+        ):  # fmt: skip
+            pairs = [(a.data, b) for a, b, yes in zip(old, now, moves, strict=True) if yes and a is not None]
+            if pairs:  # .data: a graph may hold the buffer, unused
+                torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
 
 
 @contextlib.contextmanager

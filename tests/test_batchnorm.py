@@ -1,5 +1,7 @@
 """Batch normalisation for second-order terms: the same values and derivatives as PyTorch's, by one formula."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,6 +44,23 @@ def test_the_formula_passes_a_numerical_check():
         inputs = [at.Rng(i).normal(torch.empty(s, dtype=torch.float64)).requires_grad_() for i, s in
                   enumerate([(3, 2, 2, 2), (2,), (2,)])]  # fmt: skip
         assert torch.autograd.gradgradcheck(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), inputs)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_float32_is_as_exact_as_pytorch_s_also_far_from_zero(layout, mean):
+    rng = at.Rng(0)
+    x, v = (rng.normal(torch.empty(16, 4, 8, 8)) for _ in range(2))
+    weight, bias = (rng.normal(torch.empty(4)) for _ in range(2))
+    found = []
+    for dtype, ours in ((torch.float64, False), (torch.float32, False), (torch.float32, True)):
+        image = (x + mean).to(dtype, memory_format=layout).requires_grad_()
+        parameters = [p.to(dtype).requires_grad_() for p in (weight, bias)]
+        with TwiceDifferentiable() if ours else contextlib.nullcontext():
+            found.append(second_order(image, v.to(dtype), *parameters)[4:6])
+    for truth, theirs, ours in zip(*found, strict=True):
+        error, allowed = (ours - truth).norm() / truth.norm(), (theirs - truth).norm() / truth.norm()
+        assert error <= 3 * allowed + 1e-6
 
 
 def test_bfloat16_activations_with_float32_parameters_give_the_float32_result_roughly():
