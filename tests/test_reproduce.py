@@ -479,9 +479,20 @@ def test_a_base_is_taken_over_key_by_key(tiny, tmp_path):
     assert [method.fit["epochs"] for method in short.methods] == [1, 1]
     assert [method.fit["val_steps"] for method in short.methods] == [2, 2]
     assert (short.judge, short.threat, short.compare) == (base.judge, base.threat, base.compare)
-    (tmp_path / "third.toml").write_text('base = "short.toml"')
-    with pytest.raises(at.errors.ArgumentError, match="base='short.toml' is not a file that has no base itself"):
-        experiments.load(tmp_path / "third.toml")
+    (tmp_path / "third.toml").write_text('base = "short.toml"\ntitle = "Third"\n[model]\nwidth = 8\n')
+    third = experiments.load(tmp_path / "third.toml")
+    assert (third.title, third.seeds, third.model["width"], base.model["width"]) == ("Third", (5,), 8, 4)
+    assert third.methods == short.methods
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_base_that_leads_back_to_itself_is_refused(length, tmp_path):
+    for i in range(length):
+        (tmp_path / f"{i}.toml").write_text(f'base = "{(i + 1) % length}.toml"\n')
+    with pytest.raises(
+        at.errors.ArgumentError, match=r"base='0.toml' is not a file that leads to an end: it leads back"
+    ):
+        experiments.load(tmp_path / "0.toml")
 
 
 @pytest.mark.parametrize(

@@ -51,14 +51,20 @@ def load(name: str | Path) -> Experiment:
     """
     path = _find(name, Path())
     with place(path.name):
-        table = _parse(path)
-        if "base" in table:
-            base = _parse(_find(table["base"], path.parent, "base"))
-            if "base" in base:
-                bad("base", table["base"], "a file that has no base itself")
-            both = [key for key in TABLES if isinstance(base.get(key), dict) and isinstance(table.get(key), dict)]
-            table = {**base, **table, **{key: {**base[key], **table[key]} for key in both}}
-        return _read(path.stem, table)
+        return _read(path.stem, _whole(path))
+
+
+def _whole(path: Path, *above: Path) -> dict[str, Any]:
+    """What a file says, over what its base says, and the base of that; `above` are the files that led here."""
+    table = _parse(path)
+    if "base" not in table:
+        return table
+    beneath, above = _find(table["base"], path.parent, "base"), (*above, path.resolve())
+    if beneath.resolve() in above:
+        bad("base", table["base"], "a file that leads to an end", f"it leads back to {beneath.name}")
+    base = _whole(beneath, *above)
+    both = [key for key in TABLES if isinstance(base.get(key), dict) and isinstance(table.get(key), dict)]
+    return {**base, **table, **{key: {**base[key], **table[key]} for key in both}}
 
 
 def _find(name: Any, beside: Path, key: str = "experiment") -> Path:
