@@ -23,12 +23,14 @@ BESIDE = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config, items):
-    """On Windows, what needs the signals of other systems is skipped. And where processes share the tests, what takes
-    longest comes first, so that none is left to wait at the end."""
-    if os.name == "nt":
-        for item in items:
-            if item.get_closest_marker("posix"):
-                item.add_marker(pytest.mark.skip("Windows has no such signals"))
+    """What a machine cannot run is skipped: on Windows, what needs the signals of other systems. And where processes
+    share the tests, what takes longest comes first, so that none is left to wait at the end."""
+    missing = {"posix": "Windows has no such signals"} if os.name == "nt" else {}
+    missing |= {} if torch.cuda.is_available() else {"gpu": "needs a GPU"}
+    for item in items:
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: (item.path.suffix != ".ipynb", item.path.parent.name != "site"))
 

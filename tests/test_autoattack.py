@@ -787,7 +787,7 @@ def test_evaluate_takes_it_as_a_row():
     assert "Call nothing robust before AutoAttack" not in str(report)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("bf16", [False, True])
 def test_on_cuda_the_verdicts_are_those_of_the_cpu(bf16):
     model, x, y = problem(200, dtype=torch.float32)

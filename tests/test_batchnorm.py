@@ -9,13 +9,15 @@ import torch.nn.functional as F
 import advtrain as at
 from advtrain.batchnorm import TwiceDifferentiable
 
+HERE = pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+
 
 def second_order(x, v, weight, bias, momentum=0.1, also_parameters=False):
     """Derivatives of ⟨v, ∇_x loss⟩ (and, if asked, of the parameters' gradients too), and the running statistics."""
-    running = torch.zeros(x.shape[1], dtype=x.dtype), torch.ones(x.shape[1], dtype=x.dtype)
+    running = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
     y = F.batch_norm(x, *running, weight, bias, training=True, momentum=momentum)
     inputs = [t for t in (x, weight, bias) if t is not None]
-    loss = (y.sin() * torch.linspace(-1, 2, y.numel(), dtype=x.dtype).view_as(y)).sum()
+    loss = (y.sin() * torch.linspace(-1, 2, y.numel()).to(x).view_as(y)).sum()
     first = torch.autograd.grad(loss, inputs, create_graph=True)
     value = (first[0] * v).sum()
     if also_parameters:
@@ -48,33 +50,40 @@ def test_the_formula_passes_a_numerical_check():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("mean", [0.0, 30.0])
-def test_float32_is_as_exact_as_pytorch_s_also_far_from_zero(layout, mean):
+@HERE
+def test_float32_is_as_exact_as_pytorch_s_also_far_from_zero(where, layout, mean):
     rng = at.Rng(0)
     x, v = (rng.normal(torch.empty(16, 4, 8, 8)) for _ in range(2))
     weight, bias = (rng.normal(torch.empty(4)) for _ in range(2))
     found = []
     for dtype, ours in ((torch.float64, False), (torch.float32, False), (torch.float32, True)):
-        image = (x + mean).to(dtype, memory_format=layout).requires_grad_()
-        parameters = [p.to(dtype).requires_grad_() for p in (weight, bias)]
+        image = (x + mean).to(where, dtype, memory_format=layout).requires_grad_()
+        parameters = [p.to(where, dtype).requires_grad_() for p in (weight, bias)]
         with TwiceDifferentiable() if ours else contextlib.nullcontext():
-            found.append(second_order(image, v.to(dtype), *parameters)[4:6])
+            found.append(second_order(image, v.to(where, dtype), *parameters)[4:6])
     for truth, theirs, ours in zip(*found, strict=True):
         error, allowed = (ours - truth).norm() / truth.norm(), (theirs - truth).norm() / truth.norm()
         assert error <= 3 * allowed + 1e-6
 
 
-def test_bfloat16_activations_with_float32_parameters_give_the_float32_result_roughly():
+@HERE
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_bfloat16_activations_with_float32_parameters_give_the_float32_result_roughly(where, layout, affine):
     rng = at.Rng(0)
-    x, v = (rng.normal(torch.empty(8, 3, 6, 6)) for _ in range(2))
-    weight, bias = torch.ones(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    x, v = (rng.normal(torch.empty(8, 3, 6, 6)).to(where) for _ in range(2))
+    weight = torch.ones(3, device=where, requires_grad=True) if affine else None
+    bias = torch.zeros(3, device=where, requires_grad=True) if affine else None
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        image = x.to(dtype).requires_grad_()
+        image = x.to(dtype, memory_format=layout).requires_grad_()
         with TwiceDifferentiable():
             y = F.batch_norm(image, None, None, weight, bias, training=True)
             (grad,) = torch.autograd.grad(y.float().sin().sum(), image, create_graph=True)
-            results.append(torch.autograd.grad((grad.float() * v).sum(), [image, weight]))
-    assert results[1][0].dtype == torch.bfloat16 and results[1][1].dtype == torch.float32
+            results.append(torch.autograd.grad((grad.float() * v).sum(), [image, weight] if affine else [image]))
+    assert results[1][0].dtype == torch.bfloat16 and results[1][-1].dtype == (
+        torch.float32 if affine else torch.bfloat16
+    )
     for a, b in zip(*results, strict=True):
         assert (a - b.float()).norm() <= 0.05 * a.norm()
 

@@ -374,7 +374,7 @@ def test_a_step_asks_the_device_for_no_number(name, threat):
             batch.x.sum().item()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize(("name", "threat"), CASES)
 def test_a_gpu_serves_as_well(name, threat, tmp_path):
     device = torch.device("cuda")

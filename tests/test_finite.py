@@ -92,10 +92,7 @@ def first(n, **options):
     return found
 
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
-
-
-@pytest.fixture(params=["cpu", "as a GPU", CUDA])
+@pytest.fixture(params=["cpu", "as a GPU", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     """A GPU is told by `found_inf`, and asked now and then; a CPU can do the same."""
     if request.param != "cpu":

@@ -291,7 +291,7 @@ def test_digits_make_batches_in_the_unit_interval():
     assert x.shape == (64, 1, 8, 8) and 0 <= x.min() and x.max() == 1 and y.max() < data.num_classes
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_batches_are_the_same_on_a_gpu_and_no_batch_waits_for_it():
     split = split_of(64)
     options = {"shuffle": True, "augment": True, "seed": 5}

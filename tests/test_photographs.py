@@ -38,7 +38,7 @@ def test_one_epoch_of_fast_at_on_all_of_cifar10(full_data, tmp_path):
         assert (run.model(x).argmax(1) == y).float().mean() > 0.2  # chance is 0.1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_a_gpu_trains_in_bf16_with_images_inside_the_ball(cifar10_mini):
     data = at.load_data(cifar10_mini)
 

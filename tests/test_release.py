@@ -1,5 +1,6 @@
 """A release is made by a command that refuses what would go wrong; and what surrounds the code is valid."""
 
+import ast
 import json
 import os
 import re
@@ -285,6 +286,29 @@ def test_a_row_of_the_queue_is_a_script(entry, tmp_path):
             assert (ROOT / words[1]).is_file()
             options = set(re.findall(r"\"(--[\w-]+)\"", (ROOT / words[1]).read_text(encoding="utf-8")))
             assert {word for word in words if word.startswith("--")} <= options, command
+
+
+@pytest.mark.parametrize("path", sorted(path for path in (ROOT / "tests").glob("test_*.py")
+                                        if re.search(r"^[@\w].*mark\.gpu", path.read_text(encoding="utf-8"), re.M)),
+                         ids=lambda path: path.name)  # fmt: skip
+def test_a_test_that_needs_a_gpu_needs_little_else(path):
+    """A machine with a GPU may have no more than PyTorch, pytest and what the package itself needs."""
+    here = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    little = {
+        *sys.stdlib_module_names,
+        *here,
+        "advtrain",
+        "click",
+        "hypothesis",
+        "numpy",
+        "pytest",
+        "safetensors",
+        "torch",
+    }
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = [name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names]
+    named += [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert {name.partition(".")[0] for name in named} <= little
 
 
 def test_the_queue_is_read_row_by_row():

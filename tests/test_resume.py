@@ -554,7 +554,7 @@ def test_what_was_stopped_by_overfitting_is_not_trained_on_by_resuming(collapsin
     assert_alike(kills.fitted(tmp_path / "x", epochs=4, on_overfit="rewind", resume=True), whole)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("defense", ["fast-at", "free", "rvs"])
 def test_a_training_on_a_gpu_goes_on_too(defense, tmp_path, monkeypatch):
     """To weights as close as those of two trainings that were left alone."""
