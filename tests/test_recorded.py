@@ -1,6 +1,7 @@
 """The recorded results of the book are whole, say where they come from, and show what the page about them claims."""
 
 import json
+import math
 import re
 import runpy
 import shutil
@@ -135,6 +136,17 @@ def test_no_defense_pays_for_much_but_its_passes():
     assert {"standard", "pgd", "fast-bat"} <= shares.keys() <= at.defenses.DEFENSES.keys()  # a newer one may lack
     assert 0.9 < min(shares.values()) < 1 < max(shares.values()) < 1.2
     assert found["fast_bat_in_a_usual_loop"]["ours_is_faster_by"] > 1.2
+
+
+def test_what_the_page_says_of_the_roofline():
+    found = json.loads((FOLDER / "roofline.json").read_text(encoding="utf-8"))
+    rows, batches = found["defenses"], math.ceil(45_000 / found["options"]["batch_size"])
+    fast_bat, fast_at = rows["fast-bat"], rows["fast-at"]
+    assert 0.3 < fast_bat["flops"] / found["gpu"]["flops"] / fast_bat["seconds"] < 0.36
+    assert batches == 176 and round(20 * batches * fast_bat["seconds"]) == 33
+    assert 9 < 15 * batches * fast_at["seconds"] <= 10
+    assert 0.5 < rows["fast-bat without implicit term"]["seconds"] / fast_bat["seconds"] < 0.6
+    assert 1000 < fast_bat["operations"] < 2000
 
 
 def test_what_the_page_says_of_scale():

@@ -124,6 +124,24 @@ class Throughput(Recorded):
         return [table(head, rows), text, origin(source, made, f"device {made['device']}{threads}")]
 
 
+class Roofline(Recorded):
+    """A results file of `benchmarks/roofline.py`: what each defense's update asks of a GPU, and how fast it can be."""
+
+    def parts(self, source):
+        found = json.loads(source.read_text(encoding="utf-8"))
+        size, gpu = found["options"]["batch_size"], found["gpu"]
+        head = ["defense", "operations", "TFLOP", "GB read and written", "ms at least", "images per second at most"]
+        rows = []
+        for name, row in found["defenses"].items():
+            cells = [f"{row['operations']:,}", f"{row['flops'] / 1e12:.2f}", f"{row['bytes'] / 1e9:.1f}"]
+            rows.append([name, *cells, f"{1e3 * row['seconds']:.1f}", f"{size / row['seconds']:,.0f}"])
+        text = (
+            f"PreActResNet-18, one batch of {size} images in bfloat16, on an {gpu['name']}: by its data sheet "
+            f"{gpu['flops'] / 1e12:.0f} TFLOP/s and {gpu['bytes_per_second'] / 1e12:.1f} TB/s."
+        )
+        return [table(head, rows), text, origin(source, found["provenance"], "counted on a processor")]
+
+
 class Scale(Recorded):
     """A results file of `benchmarks/scale.py`: operations, memory and messages of larger data sets."""
 
@@ -172,5 +190,6 @@ def setup(app):
     app.add_directive("recorded", Recorded)
     app.add_directive("oracle", Oracle)
     app.add_directive("throughput", Throughput)
+    app.add_directive("roofline", Roofline)
     app.add_directive("scale", Scale)
     return {"parallel_read_safe": True}
