@@ -101,6 +101,8 @@ def test_statistics_of_images_that_lie_there(dtype, digits, device):
 @pytest.mark.parametrize("name", sorted(at.defenses.DEFENSES))
 def test_no_update_of_a_training_waits_for_the_device(name, where, digits, monkeypatch):
     """PyTorch raises where the host would wait for a GPU. It never waits for a processor: there they are counted."""
+    if (name, where) == ("nuat", "cuda"):
+        pytest.skip("its singular values make a GPU wait, as its page says")
     plain, updates = Loop.update, []
     watch = torch.cuda.set_sync_debug_mode if where == "cuda" else lambda mode: None
 
