@@ -45,6 +45,7 @@ ROUND = 4e9
 @click.option("--seed", "seeds", multiple=True, type=int, help="Only this seed; may be repeated.")
 @click.option("--fresh", is_flag=True, help="Make the runs anew, also those that are in the file.")
 @click.option("--judge", is_flag=True, help="Judge every run also by AutoAttack and a diagnosis; takes long.")
+@click.option("--keep", type=click.Path(path_type=Path), help="A folder for the trained networks, to judge them later.")
 @click.option("--time-limit", type=float, metavar="MINUTES", help="Stop after so many minutes; the next call goes on.")
 @click.option("--list", "show_list", is_flag=True, help="Show what there is, or EXPERIMENT alone, and its cost.")
 @click.option("--check", "check_path", type=click.Path(path_type=Path), help="Make one run of a results file again.")
@@ -60,6 +61,7 @@ def reproduce_command(
     seeds: tuple[int, ...],
     fresh: bool,
     judge: bool,
+    keep: Path | None,
     time_limit: float | None,
     show_list: bool,
     check_path: Path | None,
@@ -69,8 +71,9 @@ def reproduce_command(
     The file is written after every run, and the same command, without --fresh, goes on where an earlier one ended. The
     status is 0 if the file then has all runs that were asked for, none of them failed; 130 after Ctrl-C; 1 otherwise.
 
-    --judge adds the columns AA (AutoAttack, standard version) and diagnose. Runs that are in the file are trained again
-    for it, and only judged if their weights come out the same; so do it where the file was made.
+    --judge adds the columns AA (AutoAttack, standard version) and diagnose. A run that is in the file is judged by the
+    network in the folder of --keep. If it is not there it is trained again, and only judged if its weights come out the
+    same; so do it where the file was made, and not on a GPU. A judgement for which the time was not enough goes on.
 
     \b
         advtrain reproduce --list
@@ -97,7 +100,7 @@ def reproduce_command(
         try:
             results = reproduce(
                 experiment, out=place, root=root, workers=workers, device=device, methods=methods, seeds=seeds,
-                fresh=fresh, judge=judge, time_limit=time_limit, tell=click.echo,
+                fresh=fresh, judge=judge, keep=keep, time_limit=time_limit, tell=click.echo,
             )  # fmt: skip
         except KeyboardInterrupt:
             click.echo(f"interrupted; finished runs are in {place}, and {again} from there", err=True)

@@ -208,6 +208,7 @@ REPRODUCE = [
     ("reproduce small.toml --time-limit long --out x.json",
      "Invalid value for '--time-limit': 'long' is not a valid float"),
     ("reproduce small.toml --device gpu --out x.json", "device='gpu' is not available here: …"),
+    ("reproduce small.toml --keep a-file --out x.json", "cannot write to a-file: it is no folder; choose another one"),
     ("reproduce small.toml --out a-file/x.json", "cannot write to a-file: it is no folder; choose another one"),
     ("reproduce small.toml --out broken.json",
      "broken.json cannot be read as JSON: …; it is damaged, or another kind of file"),

@@ -229,6 +229,7 @@ EXPERIMENTS = [
          "no-method.toml: method is not a list of tables: begin each with [[method]]"),
         ({"out": 3}, "out=3 is not the path of a results file: write it as text, or as a Path"),
         ({"root": 3}, "root=3 is not the path of a folder: write it as text, or as a Path"),
+        ({"keep": 3}, "keep=3 is not the path of a folder: write it as text, or as a Path"),
         ({"workers": -1}, "workers=-1 is not an integer of at least 0"),
         ({"device": "gpu"},
          "device='gpu' is not available here: …"),
@@ -250,6 +251,7 @@ EXPERIMENTS = [
         ({"experiment": "broken.toml"},
          "broken.toml cannot be read as TOML: …"),
         ({"out": "a-file/results.json"}, "cannot write to a-file: it is no folder; choose another one"),
+        ({"keep": "a-file"}, "cannot write to a-file: it is no folder; choose another one"),
         ({"out": "broken.json"},
          "broken.json cannot be read as JSON: …; it is "
          "damaged, or another kind of file"),

@@ -8,12 +8,17 @@ import pytest
 from click.testing import CliRunner
 
 import advtrain as at
+from advtrain.autoattack.judge import Judge
 from advtrain.cli import main, run
 from advtrain.diagnose import diagnose
-from advtrain.experiments import judging, reproduce
+from advtrain.experiments import judging, reproduce, trials
 from advtrain.files import digest_of
 from advtrain.results import Results, Trial
+from advtrain.results.networks import weights_file
 from advtrain.results.read import drop_unused_calls, with_judgement
+from advtrain.weights import save_weights
+
+note = Judge._note
 
 TINY = """
 title = "Tiny"
@@ -229,7 +234,9 @@ def test_a_judge_that_fails_costs_no_run(tiny, made, tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "_judge", broken)
     out, told = tmp_path / "r.json", []
     results = reproduce(tiny, out=out, workers=0, judge=True, seeds=[0], tell=told.append)
-    assert told[0].endswith("; not judged: RuntimeError: out of luck")
+    assert told[0].startswith("[1/2] fast, seed 0: clean ") and told[2].startswith("[2/2] plain, seed 0: clean ")
+    why = "not judged: RuntimeError: out of luck"
+    assert told[1::2] == [f"[1/2] fast, seed 0: {why}", f"[2/2] plain, seed 0: {why}"]
     assert [(run.status, run.judged) for run in results.runs] == [("finished", {})] * 2
     again = reproduce(tiny, out=out, workers=0, judge=True, seeds=[0], tell=told.append)
     assert again == results and "not judged: RuntimeError: out of luck" in told[-1]
@@ -248,6 +255,65 @@ def test_a_crash_while_judging_costs_no_run(tiny, made, tmp_path, monkeypatch):
     results = reproduce(tiny, out=out, workers=1, judge=True, tell=told.append)
     assert told == ["[1/4] fast, seed 0: not judged: the process of this run was killed by SIGKILL"]
     assert results == at.load_results(made)
+
+
+def test_a_kept_network_is_judged_without_training_it_again(tiny, judged, tmp_path, monkeypatch):
+    """So runs of a GPU are judged later, where training gives other weights each time."""
+    out, keep = tmp_path / "r.json", tmp_path / "kept"
+    options = {"out": out, "workers": 0, "methods": ["fast"], "seeds": [1], "keep": keep}
+    (run,) = reproduce(tiny, **options).runs
+    (file,) = keep.iterdir()
+    assert file.name == f"{run.made['weights'][:16]}.safetensors" == weights_file(run) and not run.judged
+    monkeypatch.setattr(trials, "train", None)
+    (found,) = reproduce(tiny, judge=True, **options).runs
+    later = at.load_results(judged).runs[2]
+    assert found.rows == later.rows and found.judged["autoattack"] == later.judged["autoattack"]
+    assert list(keep.iterdir()) == [file]
+
+
+def test_a_judgement_that_is_cut_short_goes_on(tiny, judged, tmp_path, monkeypatch):
+    class Cut(BaseException):
+        pass
+
+    stage = Judge.stage
+    told, options = [], {"out": tmp_path / "r.json", "workers": 0, "methods": ["fast"], "seeds": [1], "judge": True}
+    options |= {"keep": tmp_path / "kept", "tell": told.append}
+
+    def short(self, number):
+        if number == 2:
+            raise Cut
+        stage(self, number)
+
+    monkeypatch.setattr(Judge, "stage", short)
+    with pytest.raises(Cut):
+        reproduce(tiny, **options)
+    (run,) = at.load_results(options["out"]).runs
+    assert run.finished and not run.judged and len(told) == 1  # the run is in the file before it is judged
+    assert sorted(path.suffix for path in options["keep"].iterdir()) == [".autoattack", ".safetensors"]
+    done = []
+
+    def noted(self, index, number, *rest):
+        done.append(number)
+        note(self, index, number, *rest)
+
+    monkeypatch.setattr(Judge, "_note", noted)
+    monkeypatch.setattr(Judge, "stage", stage)
+    monkeypatch.setattr(trials, "train", None)
+    (run,) = reproduce(tiny, **options).runs
+    later = at.load_results(judged).runs[2]
+    assert set(done) <= {3, 4} and run.rows == later.rows and run.judged["autoattack"] == later.judged["autoattack"]
+    assert [path.suffix for path in options["keep"].iterdir()] == [".safetensors"]
+
+
+def test_a_kept_network_that_is_damaged_is_named(tiny, tmp_path):
+    told, keep = [], tmp_path / "kept"
+    options = {"out": tmp_path / "r.json", "workers": 0, "methods": ["plain"], "seeds": [0], "keep": keep}
+    (run,) = reproduce(tiny, **options).runs
+    (file,) = keep.iterdir()
+    save_weights(at.build_model("small-cnn", at.load_data("digits"), width=4, seed=9), file)
+    reproduce(tiny, judge=True, tell=told.append, **options)
+    assert f"not judged: FileError: {file} is damaged: it holds other weights than its name says" in told[-1]
+    assert at.load_results(options["out"]).runs == [run]
 
 
 def test_a_judged_file_is_checked_as_ever(judged):

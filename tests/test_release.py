@@ -17,6 +17,7 @@ import yaml
 from pybtex.database import parse_file
 
 import advtrain as at
+from advtrain.cli_reproduce import reproduce_command
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools"))
@@ -294,26 +295,18 @@ def test_a_row_of_the_queue_is_a_script(entry, tmp_path):
 def test_a_test_that_needs_a_gpu_needs_little_else(path):
     """A machine with a GPU may have no more than PyTorch, pytest and what the package itself needs."""
     here = {path.stem for path in (ROOT / "tests").glob("*.py")}
-    little = {
-        *sys.stdlib_module_names,
-        *here,
-        "advtrain",
-        "click",
-        "hypothesis",
-        "numpy",
-        "pytest",
-        "safetensors",
-        "torch",
-    }
+    little = {"advtrain", "click", "hypothesis", "numpy", "pytest", "safetensors", "torch"} | here
     tree = ast.parse(path.read_text(encoding="utf-8"))
     named = [name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names]
     named += [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert {name.partition(".")[0] for name in named} <= little
+    assert {name.partition(".")[0] for name in named} <= little | sys.stdlib_module_names
 
 
 def test_the_queue_is_read_row_by_row():
     rows = re.findall(r"^\| \d", QUEUE, re.M)
     assert len(gpu_queue.entries(QUEUE)) == len(rows) >= 15
+    (define,) = gpu_queue.DEFINED.findall(QUEUE)
+    assert set(re.findall(r"--[\w-]+", define)) <= {option.opts[0] for option in reproduce_command.params}
     with pytest.raises(ValueError, match="no entry '99'; there are 1, 2, 2a"):
         gpu_queue.script(QUEUE, "99")
     with pytest.raises(ValueError, match="'--seed 2', which is no whole command"):

@@ -159,6 +159,15 @@ def test_a_killed_worker_costs_its_own_task_alone():
     assert found == {0: 2, 1: Crash("the process of this run was killed by SIGKILL"), 2: 4}
 
 
+@pytest.mark.posix
+def test_a_task_may_have_several_results_and_those_before_its_end_count():
+    me = "__import__('os').getpid()"
+    tasks = [("iter('ab')",), (f"(n or __import__('os').kill({me}, 9) for n in (1, 2, 0))",), ("iter('')",), ("3",)]
+    found = list(in_workers(eval, tasks, 1))
+    killed = Crash("the process of this run was killed by SIGKILL")
+    assert found == [(0, "a"), (0, "b"), (1, 1), (1, 2), (1, killed), (3, 3)]
+
+
 def test_time_limits_end_workers():
     started = time.monotonic()
     assert list(in_workers(eval, [("__import__('time').sleep(600)",)], 1, deadline=started + 0.1)) == []
@@ -305,7 +314,7 @@ def test_programs_from_standard_input_are_told_to_do_without_workers(tiny, tmp_p
 
 def test_an_exit_in_a_run_is_a_failed_run(monkeypatch):
     monkeypatch.setattr(trials, "_make", lambda *arguments: sys.exit("no"))
-    assert trials.make_trial({}, None, "cpu")["message"] == "SystemExit: no"
+    assert [value["message"] for value in trials.make_trial({}, None, "cpu")] == ["SystemExit: no"]
 
 
 @pytest.mark.parametrize(

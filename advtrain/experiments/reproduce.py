@@ -39,6 +39,7 @@ def reproduce(
     fresh: bool = False,
     time_limit: float | None = None,
     judge: bool = False,
+    keep: str | Path | None = None,
     tell: Callable[[str], Any] = lambda text: None,
 ) -> Results:
     """Make all runs of an experiment, and the file with their results.
@@ -61,8 +62,11 @@ def reproduce(
         time_limit: stop after so many minutes; runs not finished by then are left to the next call. Without worker
             processes it is looked at between runs.
         judge: judge each run on the same images also by AutoAttack, standard version, and by `advtrain.diagnose`, which
-            draws 256 of them. A finished run of the file is trained again for it and keeps everything else; the weights
-            must come out the same, so do it where the file was made. Judged runs are skipped.
+            draws 256 of them. A run is in the file before it is judged. One that was there already is judged by its
+            kept network, or else trained again; the weights must then come out the same, which they do where the file
+            was made, and only on a CPU. Judged runs are skipped.
+        keep: a folder for the network of each run, as safetensors under the beginning of the SHA-256 of its weights. A
+            call whose time is up while AutoAttack is at work leaves there what it has found, and the next goes on.
         tell: called with a line of text after each run.
 
     Returns:
@@ -79,7 +83,7 @@ def reproduce(
     plans = experiment.plan(methods, seeds)
     check_flag("fresh", fresh)
     check_flag("judge", judge)
-    for name, path in (("out", out), ("root", root)):
+    for name, path in (("out", out), ("root", root), ("keep", keep)):
         if path is not None:
             check_path(name, path, "results file" if name == "out" else "folder")
     if not callable(tell):
@@ -94,6 +98,8 @@ def reproduce(
     root = None if root is None else str(root)
     rehearse(plans, root)
     check_writable(out.parent, holding="", overwrite=True)
+    if keep is not None:
+        check_writable(keep, holding="", overwrite=True)
 
     results = open_results(experiment, out, fresh, plans, tell)
     done = {run.key: run for run in results.runs if run.finished and (run.judged or not judge)}
@@ -105,30 +111,33 @@ def reproduce(
         return results
     wanted = {plan.key for plan in experiment.plan()}
     call = call_provenance(_command(experiment, methods, seeds, fresh, judge), found, workers)
-    tasks = [(plan.config, root, str(found), judge, unjudged.get(plan.key)) for plan in plans]
+    keep = None if keep is None else str(keep)
+    tasks = [(plan.config, root, str(found), judge, unjudged.get(plan.key), keep) for plan in plans]
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
-    mine = None
+    mine, begun = None, dict[int, int]()
     with contextlib.closing(made_trials(tasks, min(workers, len(tasks)), deadline)) as made:
-        for position, (number, value) in enumerate(made, 1):
+        for number, value in made:
             plan = plans[number]
-            judgement = value.pop("judgement", value.get("message"))
-            kept = [run for run in results.runs if run.key == plan.key and run.finished and plan.key in unjudged]
-            if kept and isinstance(judgement, str):
-                tell(f"[{position}/{len(plans)}] {plan.method}, seed {plan.seed}: not judged: {judgement}")
+            position = f"[{begun.setdefault(number, len(begun) + 1)}/{len(plans)}]"
+            judgement = value.get("judgement", value.get("message"))
+            recorded = [run for run in results.runs if run.key == plan.key and run.finished and plan.key in unjudged]
+            if recorded and isinstance(judgement, str):
+                tell(f"{position} {plan.method}, seed {plan.seed}: not judged: {judgement}")
                 continue
             if mine is None:
                 results.provenance.append(call)
                 mine = len(results.provenance) - 1  # calls of other processes come behind it
             call["end"] = now()
-            trial = kept[0] if kept else Trial(plan.method, plan.seed, plan.config, **value, call=mine)
-            if isinstance(judgement, tuple):
-                row, opinion = judgement
-                trial = with_judgement(trial, row, {**opinion, "call": mine})
+            if recorded:
+                row, opinion = value["judgement"]
+                trial = with_judgement(recorded[0], row, {**opinion, "call": mine})
+            else:
+                trial = Trial(plan.method, plan.seed, plan.config, **value, call=mine)
+                unjudged |= {plan.key: ""} if trial.finished else {}
             others = [run for run in results.runs if (run.method, run.seed) != (plan.method, plan.seed)]
             results.runs = in_order(results.experiment, [*others, trial])
             save_results(results, out, wanted)
-            words = f"; not judged: {judgement}" if judge and trial.finished and not trial.judged else ""
-            tell(f"[{position}/{len(plans)}] {_line(trial)}{words}")
+            tell(f"{position} {_line(trial)}")
     return results
 
 
@@ -156,7 +165,7 @@ Made = Generator[tuple[int, Any], None, None]
 
 
 def made_trials(tasks: list[tuple[Any, ...]], workers: int, deadline: float | None) -> Made:
-    """What `make_trial` finds for each task, in processes or in this one."""
+    """What comes from `make_trial` for each task, in processes or in this one."""
     if workers:
         for place, value in in_workers(make_trial, tasks, workers, deadline=deadline):
             crashed = isinstance(value, Crash)
@@ -165,7 +174,8 @@ def made_trials(tasks: list[tuple[Any, ...]], workers: int, deadline: float | No
     for place, task in enumerate(tasks):
         if deadline is not None and time.monotonic() >= deadline:
             return
-        yield place, make_trial(*task)
+        for value in make_trial(*task):
+            yield place, value
 
 
 def rehearse(plans: list[Plan], root: str | None) -> None:
@@ -188,4 +198,5 @@ def _line(trial: Trial) -> str:
         return f"{head}failed: {trial.message}"
     figures = ", ".join(f"{name} {trial[name]:.1%}" for name in trial.rows)
     verdict = f", diagnosed as {trial.judged['diagnose']['verdict']}" if trial.judged else ""
-    return f"{head}{figures}{verdict} ({sum(trial.seconds.values()) + trial.judged.get('seconds', 0):.0f} s)"
+    seconds = trial.seconds["train"] + trial.seconds["judge"] + trial.judged.get("seconds", 0)
+    return f"{head}{figures}{verdict} ({seconds:.0f} s)"

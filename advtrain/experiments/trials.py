@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..cost import cost
 from ..data import Dataset, Split, load_data
@@ -32,14 +33,16 @@ from ..runs import Run
 from ..threat import Threat
 from ..train import fit
 from .judging import as_entry, second_opinion
+from .kept import Kept
 
 LONGEST = 100
 """Epochs in a history; of longer trainings about so many are kept."""
 
 
 def make_trial(
-    config: dict[str, Any], root: str | None, device: str, judge: bool = False, weights: str | None = None
-) -> dict[str, Any]:
+    config: dict[str, Any], root: str | None, device: str, judge: bool = False, weights: str | None = None,
+    keep: str | None = None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train, judge and describe one run; an error is described, too.
 
     Args:
@@ -47,18 +50,31 @@ def make_trial(
         root: the data folder.
         device: where to train.
         judge: judge it by AutoAttack and a diagnosis besides.
-        weights: SHA-256 of the weights of a run that is described already: make them again, only to `judge` them.
+        weights: SHA-256 of the weights of a run that is described already: `judge` them only.
+        keep: a folder for its network, and for what AutoAttack has found when it is cut short.
 
-    Returns:
-        The fields of a `Trial` that the run decides. With `judge` also `judgement`: a row of AutoAttack and the content
-        of `Trial.judged`, or the reason why there is none.
+    Yields:
+        The fields of a `Trial` that the run decides, unless it is described already. Then, with `judge`, `judgement`: a
+        row of AutoAttack and the content of `Trial.judged`, or the reason why there is none.
     """
+    kept = Kept(keep)
+    model: nn.Module | str
     try:
         with one_thread(device):
-            found = _make(config, root, device, judge) if weights is None else _again(config, root, device, weights)
+            if weights is None:
+                model, found = _make(config, root, device)
+                weights = found["made"]["weights"]
+                kept.put(model)
+                yield {**found, "date": now()}
+            else:
+                model = _again(config, root, device, weights, kept)
+            if judge:
+                data = data_of(config, root)
+                state, split = kept.state(weights), judged(data, config["judge"])
+                opinion = model if isinstance(model, str) else second_opinion(model, data, split, config, state)
+                yield {"judgement": opinion}
     except (Exception, SystemExit) as error:  # whatever it is, the other runs go on
-        found = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
-    return {**found, "date": now()}
+        yield {"status": "failed", "message": f"{type(error).__name__}: {error}", "date": now()}
 
 
 def train(config: dict[str, Any], root: str | None, device: str) -> Run:
@@ -80,18 +96,17 @@ def train(config: dict[str, Any], root: str | None, device: str) -> Run:
     return run
 
 
-def _again(config: dict[str, Any], root: str | None, device: str, weights: str) -> dict[str, Any]:
-    """The judgement of a run that was made before, by weights that are made again."""
+def _again(config: dict[str, Any], root: str | None, device: str, weights: str, kept: Kept) -> nn.Module | str:
+    """The network of a run that was made before: one that was kept, or trained again; or in words why there is none."""
     if not weights:
-        return {"judgement": "the file is too early to name the weights of its runs: make the run anew"}
-    run = train(config, root, device)
-    if digest_of_weights(run.model) != weights:
-        return {"judgement": "training gives other weights here than the file has: judge it where it was made"}
-    data = data_of(config, root)
-    return {"judgement": second_opinion(run.model, data, judged(data, config["judge"]), config)}
+        return "the file is too early to name the weights of its runs: make the run anew"
+    model = kept.get(weights, config, data_of(config, root), device) or train(config, root, device).model
+    if digest_of_weights(model) == weights:
+        return model
+    return "training gives other weights here than the file has: judge it where it was made, or keep its network (keep)"
 
 
-def _make(config: dict[str, Any], root: str | None, device: str, more: bool = False) -> dict[str, Any]:
+def _make(config: dict[str, Any], root: str | None, device: str) -> tuple[nn.Module, dict[str, Any]]:
     seed, options, judge = config["seed"], config["fit"], config["judge"]
     data = data_of(config, root)
     parts = (json.dumps(config[part]) for part in ("defense", "model", "data"))
@@ -116,7 +131,7 @@ def _make(config: dict[str, Any], root: str | None, device: str, more: bool = Fa
         "seconds": seconds, "forwards": six_digits(forwards),
         "forwards_total": round(forwards * options["epochs"] * len(data.train)),
     }  # fmt: skip
-    return {**found, "judgement": second_opinion(run.model, data, judged(data, judge), config)} if more else found
+    return run.model, found
 
 
 def digest_of_data(data: Dataset) -> str:

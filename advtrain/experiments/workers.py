@@ -60,14 +60,15 @@ class _Worker:
 def in_workers(
     function: Callable[..., Any], tasks: list[tuple[Any, ...]], count: int, *, deadline: float | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """Call `function(*task)` for every task, in processes; yields (position of the task, its result) as they finish.
+    """Call `function(*task)` for every task, in processes; yields (position of the task, a result of it) as they come.
 
     A process that ends in the middle of a task costs that task alone: its result is a `Crash`, and another process goes
     on with the rest. When the caller stops, by Ctrl-C or otherwise, the processes end at once; they also end when this
     process does, however that happens.
 
     Args:
-        function: can be imported by another process; deals with its own exceptions.
+        function: can be imported by another process; deals with its own exceptions. If it gives an iterator, each of
+            what comes from that is a result.
         tasks: its arguments, which can be pickled.
         count: how many processes, at least 1.
         deadline: when to stop, by `time.monotonic`; tasks that are not done then yield nothing.
@@ -100,7 +101,7 @@ def in_workers(
                 return
             for worker in [worker for worker in workers if worker.connection in heard]:
                 try:
-                    result = worker.connection.recv()
+                    message = worker.connection.recv()
                 except (EOFError, OSError):
                     workers.remove(worker)
                     worker.end()
@@ -114,13 +115,13 @@ def in_workers(
                 if not worker.ready:
                     worker.ready = True
                     continue
-                task = worker.task
-                if waiting:
+                if message:
+                    yield worker.task, *message
+                elif waiting:
                     give(worker)
                 else:
                     workers.remove(worker)
                     worker.dismiss()
-                yield task, result
     finally:
         for worker in workers:
             worker.end()
@@ -141,7 +142,7 @@ def _how(exitcode: int | None) -> str:
 
 
 def _serve(connection: Any, function: Callable[..., Any]) -> None:
-    """What a process does: say that it is there, then one task after the other."""
+    """What a process does: say that it is there; then, of each task, say its results, each in a tuple, and ()."""
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -149,7 +150,10 @@ def _serve(connection: Any, function: Callable[..., Any]) -> None:
     with contextlib.suppress(EOFError, OSError):
         connection.send("ready")
         while (task := connection.recv()) is not None:
-            connection.send(function(*task))
+            found = function(*task)
+            for result in found if isinstance(found, Iterator) else (found,):
+                connection.send((result,))
+            connection.send(())
 
 
 def _end_with_parent() -> None:
