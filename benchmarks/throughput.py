@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py [--model preactresnet18] [--width 64] [--batch-size 128] [--images 12800]
                                     [--rounds 3] [--defenses fast-at fast-bat ...] [--root DATA] [--device auto]
-                                    [--out FILE]
+                                    [--compile] [--cudnn-benchmark] [--out FILE]
 
 Three things in one run, the ways by turns, of each the median:
 
@@ -18,7 +18,9 @@ Three things in one run, the ways by turns, of each the median:
 - **FAST-BAT as one would write it after its authors' code**: torchvision's transforms image by image in a `DataLoader`
   with two workers, float32, the gradients in the authors' order of operations, `.item()` at each step.
 
-With `--root`, photographs of CIFAR-10; else noise of the same shape, which takes as long.
+With `--root`, photographs of CIFAR-10; else noise of the same shape, which takes as long. With `--compile`, `fit`
+compiles the passes of those defenses that do not differentiate one. With `--cudnn-benchmark`, cuDNN tries its kernels
+for each shape and takes the fastest, in all that is measured; `fit` leaves that to whoever calls it.
 """
 
 from __future__ import annotations
@@ -118,10 +120,11 @@ class Passes:
 
 
 def by_fit(
-    build: Callable[[], nn.Module], defense: at.Defense, data: at.Dataset, batch_size: int, device: str
+    build: Callable[[], nn.Module], defense: at.Defense, data: at.Dataset, batch_size: int, device: str, compiled: bool
 ) -> float:
     """Images per second in the second of two epochs."""
     options = dict(epochs=2, batch_size=batch_size, lr=LR, validate_every=0, progress=False, device=device)
+    options["compile"] = compiled and not defense.second_order
     return len(data.train) / at.fit(build(), defense, data, **options).history[-1]["seconds"]
 
 
@@ -168,10 +171,13 @@ def main() -> None:
     parser.add_argument("--defenses", nargs="*", default=list(at.defenses.DEFENSES))
     parser.add_argument("--root", help="the data folder; noise if not given")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action="store_true", help="compile the passes where that is possible")
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN take the fastest of its kernels")
     parser.add_argument("--out", help="where to write the figures as JSON, with their provenance")
     options = parser.parse_args()
     device, data = find_device(options.device), photographs(options.images, options.root)
     steady_memory()
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
 
     def build() -> nn.Module:
         return at.build_model(options.model, data, width=options.width)
@@ -187,7 +193,7 @@ def main() -> None:
         for name in BARE:
             times[name].append(n / seconds_of(getattr(passes, name), device, 10))
         for name in options.defenses if number % 2 else reversed(options.defenses):
-            times[name].append(by_fit(build, at.defenses.DEFENSES[name](THREAT), data, n, str(device)))
+            times[name].append(by_fit(build, at.defenses.DEFENSES[name](THREAT), data, n, str(device), options.compile))
         if "fast-bat" in options.defenses:
             times["straightforward"].append(straightforward(build, data, n, device))
     speed = {name: statistics.median(record) for name, record in times.items() if record}
