@@ -57,7 +57,8 @@ def stranger():
 
 @pytest.mark.parametrize("case", some(MASKED))
 def test_a_masked_model_is_flagged_with_its_cause_first(case, stranger):
-    found = at.diagnose(case.build(), case.data(), case.threat, images=128, surrogate=stranger)
+    surrogate = None if case.alone else stranger
+    found = at.diagnose(case.build(), case.data(), case.threat, images=128, surrogate=surrogate)
     assert found.flagged and found.causes[0].startswith(case.cause), found
     assert found.verdict.startswith(f"Flagged: {found.causes[0]}. ") and "What to do next:" in found.verdict
 
