@@ -130,14 +130,16 @@ class Roofline(Recorded):
     def parts(self, source):
         found = json.loads(source.read_text(encoding="utf-8"))
         size, gpu = found["options"]["batch_size"], found["gpu"]
-        head = ["defense", "operations", "TFLOP", "GB read and written", "ms at least", "images per second at most"]
+        head = ["defense", "operations", "TFLOP", "GB", "ms", "images/s"]
         rows = []
         for name, row in found["defenses"].items():
             cells = [f"{row['operations']:,}", f"{row['flops'] / 1e12:.2f}", f"{row['bytes'] / 1e9:.1f}"]
             rows.append([name, *cells, f"{1e3 * row['seconds']:.1f}", f"{size / row['seconds']:,.0f}"])
         text = (
-            f"PreActResNet-18, one batch of {size} images in bfloat16, on an {gpu['name']}: by its data sheet "
-            f"{gpu['flops'] / 1e12:.0f} TFLOP/s and {gpu['bytes_per_second'] / 1e12:.1f} TB/s."
+            f"All that a defense does with one batch of {size} images: operations, their arithmetic, the bytes that they "
+            f"read and write, the time that they take at least, and so many images per second at most. "
+            f"PreActResNet-18 in bfloat16 on an {gpu['name']}, of which the data sheet says {gpu['flops'] / 1e12:.0f} "
+            f"TFLOP/s and {gpu['bytes_per_second'] / 1e12:.1f} TB/s."
         )
         return [table(head, rows), text, origin(source, found["provenance"], "counted on a processor")]
 
