@@ -137,9 +137,9 @@ class Roofline(Recorded):
             rows.append([name, *cells, f"{1e3 * row['seconds']:.1f}", f"{size / row['seconds']:,.0f}"])
         text = (
             f"All that a defense does with one batch of {size} images: operations, their arithmetic, the bytes "
-            "that they read and write, the time that they take at least, and so many images per second at most. PreActResNet-18 in "
-            f"bfloat16 on an {gpu['name']}, whose data sheet says {gpu['flops'] / 1e12:.0f} TFLOP/s and "
-            f"{gpu['bytes_per_second'] / 1e12:.1f} TB/s."
+            "that they read and write, the time that they take at least, and so many images per second at most. "
+            f"PreActResNet-18 in bfloat16 on an {gpu['name']}, whose data sheet says {gpu['flops'] / 1e12:.0f} TFLOP/s "
+            f"and {gpu['bytes_per_second'] / 1e12:.1f} TB/s."
         )
         return [table(head, rows), text, origin(source, found["provenance"], "counted on a processor")]
 
