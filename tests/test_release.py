@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 
 import numpy
@@ -282,7 +283,8 @@ def test_a_row_of_the_queue_is_a_script(entry, tmp_path):
     for command in gpu_queue.entries(QUEUE)[entry][0]:
         words = shlex.split(command)
         if words[0] == "run":
-            assert words[1] in at.experiments.names()
+            labels = {method.name for method in at.experiments.load(words[1]).methods}
+            assert {label for flag, label in pairwise(words) if flag == "--method"} <= labels
         elif words[1] != "-m":
             assert (ROOT / words[1]).is_file()
             options = set(re.findall(r"\"(--[\w-]+)\"", (ROOT / words[1]).read_text(encoding="utf-8")))
