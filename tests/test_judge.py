@@ -11,7 +11,7 @@ import advtrain as at
 from advtrain.autoattack.judge import Judge
 from advtrain.cli import main, run
 from advtrain.diagnose import diagnose
-from advtrain.experiments import judging, reproduce, trials
+from advtrain.experiments import judging, kept, reproduce, trials
 from advtrain.files import digest_of
 from advtrain.results import Results, Trial
 from advtrain.results.networks import weights_file
@@ -303,6 +303,17 @@ def test_a_judgement_that_is_cut_short_goes_on(tiny, judged, tmp_path, monkeypat
     later = at.load_results(judged).runs[2]
     assert set(done) <= {3, 4} and run.rows == later.rows and run.judged["autoattack"] == later.judged["autoattack"]
     assert [path.suffix for path in options["keep"].iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize(("judge", "words"), [(True, "not judged"), (False, "its network is not kept")])
+def test_a_network_that_cannot_be_kept_costs_no_run(judge, words, tiny, tmp_path, monkeypatch):
+    def full(model, path):
+        raise at.errors.FileError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(kept, "save_weights", full)
+    told, options = [], {"methods": ["plain"], "seeds": [0], "keep": tmp_path / "kept", "judge": judge}
+    (run,) = reproduce(tiny, out=tmp_path / "r.json", workers=0, tell=told.append, **options).runs
+    assert run.finished and told[1].startswith(f"[1/1] plain, seed 0: {words}: FileError: cannot write ")
 
 
 def test_a_kept_network_that_is_damaged_is_named(tiny, tmp_path):

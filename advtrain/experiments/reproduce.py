@@ -122,7 +122,8 @@ def reproduce(
             judgement = value.get("judgement", value.get("message"))
             recorded = [run for run in results.runs if run.key == plan.key and run.finished and plan.key in unjudged]
             if recorded and isinstance(judgement, str):
-                tell(f"{position} {plan.method}, seed {plan.seed}: not judged: {judgement}")
+                what = "not judged" if judge else "its network is not kept"
+                tell(f"{position} {plan.method}, seed {plan.seed}: {what}: {judgement}")
                 continue
             if mine is None:
                 results.provenance.append(call)

@@ -64,8 +64,8 @@ def make_trial(
             if weights is None:
                 model, found = _make(config, root, device)
                 weights = found["made"]["weights"]
-                kept.put(model)
                 yield {**found, "date": now()}
+                kept.put(model)
             else:
                 model = _again(config, root, device, weights, kept)
             if judge:
