@@ -129,6 +129,29 @@ def test_what_the_page_says_of_the_implicit_term_on_mnist():
     assert sorted(signed)[0] < 0.01 < 0.1 < min(unsigned) and max(unsigned) + 0.2 < sorted(signed)[1]
 
 
+def test_what_the_page_says_of_cifar_at_twice_the_radius():
+    results = at.load_results(FOLDER / "cifar10-small-eps16.json")
+    runs = {run.method: run for run in results.runs}
+    assert (
+        len(runs) == 8 and max(run["pgd"] for run in runs.values()) - min(run["pgd"] for run in runs.values()) < 0.025
+    )
+    unsigned = {"fast-bat", "fast-bat without implicit term"}
+    assert min(runs[name]["clean"] for name in unsigned) > max(runs[name]["clean"] for name in runs.keys() - unsigned)
+    assert all(run["fgsm"] - run["pgd"] < 0.025 for run in runs.values())
+
+
+def test_what_the_page_says_of_the_implicit_term_on_cifar():
+    results = at.load_results(FOLDER / "cifar10-small-implicit.json")
+    runs = {run.method: run for run in results.runs}
+    small = ["fast-bat without implicit term", "fast-bat", "fast-bat (λ=1)", "fast-bat (λ=0.1)", "pgd-2"]
+    for column in ("clean", "fgsm", "pgd"):
+        values = [runs[name][column] for name in small]
+        assert max(values) - min(values) < 0.0125 and runs["fast-bat (λ=1/α)"][column] < min(values) - 0.05
+    shares = [runs[name].logs["implicit_share"] for name in (*small[1:4], "fast-bat (λ=1/α)")]
+    assert shares[2] < 0.025 and 0.15 < shares[3] < 0.25
+    assert runs["fast-bat (λ=0.01)"]["pgd"] == 0 and runs["fast-bat (λ=0.001)"]["clean"] == 0.1
+
+
 def test_no_defense_pays_for_much_but_its_passes():
     """What the page on speed says of the recorded throughput."""
     found = json.loads((FOLDER / "throughput.json").read_text(encoding="utf-8"))
