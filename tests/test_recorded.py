@@ -36,8 +36,10 @@ def test_the_experiments_of_the_page_are_recorded():
     page = (FOLDER.parent / "results.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"```\{recorded\} (\S+)", page))
     assert (
-        shown == {"digits", "digits-tune", "mnist-sat-short", "cifar10-small", "mnist-implicit", "chapters"}
-        and shown <= SHIPPED
+        shown
+        == {"digits", "digits-tune", "mnist-sat-short", "mnist-implicit", "chapters", "cifar10-small"}
+        | {f"cifar10-small-{name}" for name in ("eps16", "implicit", "beyond")}
+        <= SHIPPED
     )
     assert set(re.findall(r"```\{oracle\} (\S+)", page)) == set(ORACLE)
 
@@ -150,6 +152,21 @@ def test_what_the_page_says_of_the_implicit_term_on_cifar():
     shares = [runs[name].logs["implicit_share"] for name in (*small[1:], "fast-bat (λ=1/α)")]
     assert shares[2] < 1 / 40 and 0.15 < shares[3] < 0.25
     assert runs["fast-bat (λ=0.01)"]["pgd"] == 0 and runs["fast-bat (λ=0.001)"]["clean"] == 0.1
+
+
+def test_what_the_page_says_of_what_helps_a_single_step():
+    results, before = (at.load_results(FOLDER / f"cifar10-small{name}.json") for name in ("-beyond", ""))
+    runs = {run.method: run for run in results.runs}
+    clean, pgd = ({name: 100 * run[row] for name, run in runs.items()} for row in ("clean", "pgd"))
+    assert min(clean.values()) > max(100 * run["clean"] for run in before.runs if run.method != "standard")
+    assert all(abs(pgd[name] - pgd["n-fgsm"]) < 1 for name in pgd if name.startswith("n-fgsm"))
+    first, *others = sorted(pgd, key=pgd.get, reverse=True)
+    apart = [(a, b) for a in pgd for b in pgd if pgd[a] - pgd[b] >= 2.95]
+    assert first.startswith("fast-bat") and apart == [(first, "n-fgsm, averaged")]
+    most, *less = sorted(clean, key=clean.get, reverse=True)
+    assert most.startswith("nuat") and 3.5 < clean[most] - clean[less[0]] < 4
+    costs = {name: run.forwards for name, run in runs.items()}
+    assert 2 < costs[first] / costs["n-fgsm"] < 2.5
 
 
 def test_no_defense_pays_for_much_but_its_passes():
