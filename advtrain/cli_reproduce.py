@@ -176,9 +176,10 @@ def _cost(defense: Defense, model: dict[str, Any], shape: tuple[int, int, int], 
     """What a defense costs with a network, counted once for all experiments.
 
     Passes cost each other's multiples at any width and with any number of classes, so it is counted with few of both;
-    and by how much a step is scaled, or a term weighted, does not change it, only whether it is there.
+    and by how much a step is scaled, or a term weighted, does not change it, only whether it is there. Nor does the
+    size of the mini-batch, but for a term that looks at a single image of it: in a small one that weighs a little more.
     """
-    spec = dict(model)
+    spec, batch_size = dict(model), min(batch_size, 32)
     if "width" in MODELS[spec["name"]].options:
         spec["width"] = 4
     spec["normalize"] = None

@@ -33,7 +33,7 @@ def test_normalisation_reads_its_input_twice():
     assert ledger.operations[0].bytes == 3 * x.nbytes + 4 * ones.nbytes
 
 
-@pytest.mark.parametrize("name", ["fast-bat", "sat-r1"])
+@pytest.mark.parametrize("name", ["fast-at", "sat-r1"])
 def test_two_small_batches_tell_of_a_larger_one(name):
     small, large, larger = (roofline.recorded(name, images) for images in (4, 8, 12))
     extended = roofline.extended(small, large, 12)
