@@ -130,16 +130,16 @@ class Roofline(Recorded):
     def parts(self, source):
         found = json.loads(source.read_text(encoding="utf-8"))
         size, gpu = found["options"]["batch_size"], found["gpu"]
-        head = ["defense", "operations", "TFLOP", "GB", "ms", "images/s"]
+        head = ["defense", "operations", "TFLOP", "GB", "ms"]
         rows = []
         for name, row in found["defenses"].items():
             cells = [f"{row['operations']:,}", f"{row['flops'] / 1e12:.2f}", f"{row['bytes'] / 1e9:.1f}"]
-            rows.append([name, *cells, f"{1e3 * row['seconds']:.1f}", f"{size / row['seconds']:,.0f}"])
+            rows.append([name, *cells, f"{1e3 * row['seconds']:.1f}"])
         text = (
             f"All that a defense does with one batch of {size} images: operations, their arithmetic, the bytes "
-            "that they read and write, the time that they take at least, and so many images per second at most. "
-            f"PreActResNet-18 in bfloat16 on an {gpu['name']}, whose data sheet says {gpu['flops'] / 1e12:.0f} TFLOP/s "
-            f"and {gpu['bytes_per_second'] / 1e12:.1f} TB/s."
+            "that they read and write, and the time that they take at least. PreActResNet-18 in bfloat16 on an "
+            f"{gpu['name']}, whose data sheet says {gpu['flops'] / 1e12:.0f} TFLOP/s and "
+            f"{gpu['bytes_per_second'] / 1e12:.1f} TB/s."
         )
         return [table(head, rows), text, origin(source, found["provenance"], "counted on a processor")]
 
