@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .errors import ModelError, check_kind, one_of
 
 BN_MODES = ("eval", "train", "batch")
+STATISTICS = ("num_batches_tracked", "running_mean", "running_var")  # of batch normalisation
 
 
 @contextlib.contextmanager
@@ -94,23 +95,19 @@ class _Alike:
 
     def __init__(self, layers: list[_BatchNorm]):
         self.layers, self.momentum = layers, layers[0].momentum
-        self.sizes = [statistic.numel() for statistic in self.statistics()]
+        self.sizes = [layer.num_features for layer in layers]
         self.before = self.read()
 
-    def statistics(self) -> list[Tensor]:
-        """The running means and variances, layer by layer."""
-        both = [(layer.running_mean, layer.running_var) for layer in self.layers]
-        return [statistic for pair in both for statistic in pair if statistic is not None]
-
     def read(self) -> tuple[Tensor, Tensor]:
-        """How often each layer was used, and all statistics in a row; copies."""
-        counts = [layer.num_batches_tracked for layer in self.layers if layer.num_batches_tracked is not None]
-        return torch.stack(counts), torch.cat(self.statistics())
+        """How often each layer was used; all running means and then all variances, in a row. Copies."""
+        count, mean, variance = ([getattr(layer, name) for layer in self.layers] for name in STATISTICS)
+        return torch.stack(count), torch.cat(mean + variance)
 
     def wide(self, each: Tensor) -> Tensor:
         """A number for each layer as one for each statistic."""
-        twice = [number for number in each.unbind() for _ in range(2)]
-        return torch.cat([number.expand(size) for number, size in zip(twice, self.sizes, strict=True)])
+        return torch.cat([number.expand(size) for number, size in zip(each.unbind(), self.sizes, strict=True)]).repeat(
+            2
+        )
 
     def kept(self, uses: Tensor, count: Tensor) -> Tensor:
         """The weight of the earlier statistics after the newest `uses` of a layer; a tensor, so that no host waits."""
@@ -131,15 +128,14 @@ class _Alike:
         if self.momentum is None:  # what the pass brought weighs less by now
             move = move * self.wide(count.to(move) / tracked.to(move))
         running = running * self.kept(uses.to(move), tracked) + move
+        mean, variance = (half.split(self.sizes) for half in running.chunk(2))
         moving = [layer.track_running_stats for layer in self.layers]
-        counts = [layer.num_batches_tracked for layer in self.layers]
-        twice = [moves for moves in moving for _ in range(2)]
-        for old, now, moves in (
-            (counts, tracked.unbind(), moving), (self.statistics(), running.split(self.sizes), twice)
-        ):  # fmt: skip
-            pairs = [(a.data, b) for a, b, yes in zip(old, now, moves, strict=True) if yes and a is not None]
-            if pairs:  # .data: a graph may hold the buffer, unused
-                torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
+        for name, values in zip(STATISTICS, (tracked.unbind(), mean, variance), strict=True):
+            # .data: a graph may hold the buffer, unused
+            pairs = [(getattr(layer, name).data, value) for layer, value in zip(self.layers, values, strict=True)]
+            old, now = ([pair[part] for pair, moves in zip(pairs, moving, strict=True) if moves] for part in (0, 1))
+            if old:
+                torch._foreach_copy_(old, now)
 
 
 @contextlib.contextmanager

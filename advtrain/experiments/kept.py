@@ -9,10 +9,9 @@ from torch import nn
 
 from ..data import Dataset
 from ..errors import FileError
-from ..models import build_model
 from ..recipe import find_device
-from ..results.networks import digest_of_weights
-from ..weights import load_weights, save_weights
+from ..results.networks import digest_of_weights, file_of, read_network
+from ..weights import save_weights
 
 
 class Kept:
@@ -32,7 +31,7 @@ class Kept:
             FileError: it cannot be written.
         """
         if self.folder is not None:
-            save_weights(model, self.folder / f"{digest_of_weights(model)[:16]}.safetensors")
+            save_weights(model, self.folder / file_of(digest_of_weights(model)))
 
     def get(self, weights: str, config: dict[str, Any], data: Dataset, device: str) -> nn.Module | None:
         """The network with these weights, in evaluation mode; None if it is not here.
@@ -46,15 +45,14 @@ class Kept:
         Raises:
             FileError: the file is damaged.
         """
-        path = None if self.folder is None else self.folder / f"{weights[:16]}.safetensors"
+        path = None if self.folder is None else self.folder / file_of(weights)
         if path is None or not path.exists():
             return None
-        model = build_model(**config["model"], data=data)
-        load_weights(model, path)
-        if digest_of_weights(model) != weights:
+        model = read_network(path, weights, config, data)
+        if model is None:
             raise FileError(f"{path} is damaged: it holds other weights than its name says. Delete it")
-        return model.to(find_device(device)).eval()
+        return model.to(find_device(device))
 
     def state(self, weights: str) -> Path | None:
         """Where an evaluation by AutoAttack that is cut short leaves what it has found."""
-        return None if self.folder is None else self.folder / f"{weights[:16]}.autoattack"
+        return None if self.folder is None else (self.folder / file_of(weights)).with_suffix(".autoattack")

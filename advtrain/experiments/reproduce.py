@@ -134,7 +134,8 @@ def reproduce(
                 trial = with_judgement(recorded[0], row, {**opinion, "call": mine})
             else:
                 trial = Trial(plan.method, plan.seed, plan.config, **value, call=mine)
-                unjudged |= {plan.key: ""} if trial.finished else {}
+                if trial.finished:
+                    unjudged[plan.key] = trial.made["weights"]
             others = [run for run in results.runs if (run.method, run.seed) != (plan.method, plan.seed)]
             results.runs = in_order(results.experiment, [*others, trial])
             save_results(results, out, wanted)

@@ -100,7 +100,10 @@ def _again(config: dict[str, Any], root: str | None, device: str, weights: str, 
     """The network of a run that was made before: one that was kept, or trained again; or in words why there is none."""
     if not weights:
         return "the file is too early to name the weights of its runs: make the run anew"
-    model = kept.get(weights, config, data_of(config, root), device) or train(config, root, device).model
+    model = kept.get(weights, config, data_of(config, root), device)
+    if model is not None:
+        return model
+    model = train(config, root, device).model
     if digest_of_weights(model) == weights:
         return model
     return "training gives other weights here than the file has: judge it where it was made, or keep its network (keep)"

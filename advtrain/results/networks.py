@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..data import load_data
+from ..data import Dataset, load_data
 from ..defenses import from_config
 from ..errors import FileError
 from ..models import build_model
@@ -20,7 +20,19 @@ from .trial import Trial
 
 def weights_file(trial: Trial) -> str:
     """The name under which the weights of a run are kept: by their content, whatever the run is called."""
-    return f"{trial.made['weights'][:16]}.safetensors" if "weights" in trial.made else ""
+    return file_of(trial.made["weights"]) if "weights" in trial.made else ""
+
+
+def file_of(weights: str) -> str:
+    """The name of a file by the SHA-256 of the weights in it."""
+    return f"{weights[:16]}.safetensors"
+
+
+def read_network(path: Path, weights: str, config: dict[str, Any], data: Dataset) -> nn.Module | None:
+    """The network of a run from a file, in evaluation mode; None if the weights there are not those of this SHA-256."""
+    model = build_model(**config["model"], data=data)
+    load_weights(model, path)
+    return model.eval() if digest_of_weights(model) == weights else None
 
 
 def load_trial(trial: Trial, provenance: dict[str, Any]) -> Run:
@@ -34,15 +46,14 @@ def load_trial(trial: Trial, provenance: dict[str, Any]) -> Run:
         )
     config = trial.config
     data = load_data(**config["data"], seed=trial.seed)
-    model = build_model(**config["model"], data=data)
-    load_weights(model, found)
-    if digest_of_weights(model) != trial.made["weights"]:
+    model = read_network(found, trial.made["weights"], config, data)
+    if model is None:
         raise FileError(
             f"{found} is damaged: these are not the weights of {trial.method!r} at seed {trial.seed}. "
             "Install the package again"
         )
     return Run(
-        model.eval(), from_config(config["defense"]), data, {**config["fit"], "seed": trial.seed}, trial.records,
+        model, from_config(config["defense"]), data, {**config["fit"], "seed": trial.seed}, trial.records,
         list(trial.notes), trial.best_epoch, trial.status, {**provenance, "seed": trial.seed},
     )  # fmt: skip
 
