@@ -105,9 +105,8 @@ class _Alike:
 
     def wide(self, each: Tensor) -> Tensor:
         """A number for each layer as one for each statistic."""
-        return torch.cat([number.expand(size) for number, size in zip(each.unbind(), self.sizes, strict=True)]).repeat(
-            2
-        )
+        numbers = zip(each.unbind(), self.sizes, strict=True)
+        return torch.cat([number.expand(size) for number, size in numbers]).repeat(2)
 
     def kept(self, uses: Tensor, count: Tensor) -> Tensor:
         """The weight of the earlier statistics after the newest `uses` of a layer; a tensor, so that no host waits."""
