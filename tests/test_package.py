@@ -32,7 +32,7 @@ def test_files_stay_short_enough_to_read():
 FLOORS = [
     ["errors", "files", "rng", "processes", "provenance", "interrupt", "progress", "schedules", "pictures", "markup"],
     ["finite", "checkpoint_files"],
-    ["threat", "modes", "batchnorm", "transport", "archives", "downloads"],
+    ["threat", "modes", "second_order", "transport", "archives", "downloads"],
     [
         "checks",
         "models",

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..batchnorm import TwiceDifferentiable
 from ..checks import check_images, check_labels, check_model, check_threat
 from ..dataset import Split
 from ..errors import DataError, ModelError, at_least, bad, is_real
+from ..second_order import TwiceDifferentiable
 from ..survey import extremes
 from ..threat import Threat
 

@@ -1,8 +1,9 @@
-"""Batch normalisation whose derivative can be differentiated cheaply.
+"""Layers whose derivative can be differentiated cheaply, for methods with a second-order term.
 
-A method with a second-order term differentiates an input gradient, and with it the backward pass of every batch
-normalisation. PyTorch composes that second derivative of many passes over the activations, which is a good part of a
-FAST-BAT step on PreActResNet-18. Written as one formula it takes a few, most of them inside kernels that PyTorch has.
+Such a method differentiates an input gradient, and with it the backward pass of every layer. Of batch normalisation,
+PyTorch composes that second derivative of many passes over the activations, which is a good part of a FAST-BAT step on
+PreActResNet-18. Written as one formula it takes a few, most of them inside kernels that PyTorch has. A rectifier's is
+zero with respect to its input: PyTorch writes these zeros down, and adds them to what is there.
 
 With x̂ = (x - μ)/σ, n values per channel, a = γ/σ and ḡ, v̄ for means over a channel, the backward pass is
 P(g) = a (g - ḡ - x̂ mean(g x̂)), and for a cotangent v::
@@ -11,7 +12,7 @@ P(g) = a (g - ḡ - x̂ mean(g x̂)), and for a cotangent v::
 
 whose derivatives with respect to g, x and γ are what `_Backward.backward` returns: P(v), since P is its own transpose;
 a/σ times (ḡ - g) mean(v x̂) + (v̄ - v) mean(g x̂) + x̂ (2 mean(g x̂) mean(v x̂) - S); and n S/σ. The means are sums that
-a backward pass takes anyway: of g and of v over x, and of g over v as if v were x.
+a backward pass takes anyway: of g and of v over x, and of g over v as if v were x and had the mean v̄.
 """
 
 from __future__ import annotations
@@ -26,11 +27,38 @@ from torch.overrides import TorchFunctionMode
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Inside, batch normalisation in training mode is made of this module's functions; the values are the same."""
+    """Inside, batch normalisation in training mode and rectifiers are made of this module's functions.
+
+    The values and first derivatives are the same, and so are second ones up to rounding.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return _batch_norm(*args, **kwargs) if function is F.batch_norm else function(*args, **kwargs)
+        if function is F.batch_norm:
+            function = _batch_norm
+        elif function is F.relu:
+            function = _relu
+        return function(*args, **(kwargs or {}))
+
+
+def _relu(x: Tensor, inplace: bool = False) -> Tensor:
+    apply: Callable[..., Tensor] = _Rectifier.apply
+    return F.relu(x, inplace=True) if inplace else apply(x)
+
+
+class _Rectifier(torch.autograd.Function):
+    """max(x, 0), whose derivative does not change with x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.relu()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        slope: Tensor = torch.ops.aten.threshold_backward(g, y.detach(), 0)
+        return slope
 
 
 def _batch_norm(
@@ -88,25 +116,26 @@ class _Backward(torch.autograd.Function):
             raise RuntimeError("a second derivative with create_graph=True is not available inside TwiceDifferentiable")
         g, x, weight, mean, rstd, g_normal, g_sum = ctx.saved_tensors
         n, to_g, to_weight = x.numel() // x.shape[1], None, None
-        g_normal, g_mean = g_normal / n, g_sum / n
         to_x = []
         if v is not None:
             to_g, v_normal, v_sum = _backward_pass(v, x, weight, mean, rstd)  # P is its own transpose
-            _, gv, _ = _backward_pass(g, v, None, torch.zeros_like(mean), torch.ones_like(mean), only_sums=True)
-            v_normal, v_mean, gv = (torch.stack([v_normal, v_sum, gv]) / n).unbind()
-            slope, both = rstd.square() if weight is None else weight * rstd.square(), g_normal * v_normal
-            s = (gv - both).addcmul_(g_mean, v_mean, value=-1)
-            to_weight = n * rstd * s
-            by_g, by_v = -slope * v_normal, -slope * g_normal
-            to_x = [(v, v_mean, by_v), (g, g_mean, by_g), (x, mean, (both - s).add_(both).mul_(slope).mul_(rstd))]
+            # four in one: of so few numbers, every operation costs what its launch costs
+            normal, level = (torch.stack([g_normal, v_normal, g_sum, v_sum]) / n).split(2)
+            _, gv, _ = _backward_pass(g, v, weight, level[1], rstd, only_sums=True)  # Σ g (v - v̄) / σ
+            both = (normal[0] * normal[1]).mul_(rstd)
+            to_weight = gv.sub_(both, alpha=n)
+            slope = rstd.square().neg_() if weight is None else rstd.square().neg_().mul_(weight)
+            by_v, by_g = slope * normal
+            by_x = (to_weight / n).sub_(both, alpha=2).mul_(slope)
+            to_x = [(x, mean, by_x), (v, level[1], by_v), (g, level[0], by_g)]
         if v_weight is not None:  # the weight's gradient is Σ g x̂
             push = v_weight * rstd
-            to_x += [(g, g_mean, push), (x, mean, -push * g_normal * rstd)]
+            to_x += [(x, mean, -push * (g_normal / n) * rstd), (g, g_sum / n, push)]
         if v_weight is not None or v_bias is not None:  # and the bias's Σ g
             push = torch.zeros_like(mean) if v_weight is None else v_weight * rstd
-            more = _mixture([(x, mean, push)], v_bias).to(g.dtype)
+            more = _mixture([(x, mean, push)], v_bias)
             to_g = more if to_g is None else to_g + more
-        return to_g, _mixture(to_x).to(x.dtype) if to_x else None, None if weight is None else to_weight, None, None
+        return to_g, _mixture(to_x) if to_x else None, None if weight is None else to_weight, None, None
 
 
 def _backward_pass(
@@ -122,13 +151,16 @@ def _backward_pass(
 
 
 def _mixture(terms: list[tuple[Tensor, Tensor, Tensor]], constant: Tensor | None = None) -> Tensor:
-    """Σ factor · (tensor - mean) + constant, where all but the tensors are one number for each channel."""
-    offset = torch.zeros_like(terms[0][1]) if constant is None else constant.clone()
-    for _, mean, factor in terms:
-        offset.addcmul_(mean, factor, value=-1)
-    (first, _, factor), *others = terms
-    shape = [1, -1, *[1] * (first.ndim - 2)]
-    result = torch.addcmul(offset.view(shape), first, factor.view(shape))
-    for tensor, _, factor in others:
-        result.addcmul_(tensor, factor.view(shape))
+    """Σ factor · (tensor - mean) + constant, where all but the tensors are one number for each channel.
+
+    In the first tensor's form and precision; take for it the one whose mean is largest, for it meets all of the offset.
+    """
+    (first, mean, factor), *others = terms
+    offset = mean * factor if constant is None else (mean * factor).sub_(constant)
+    for _, mean, more in others:
+        offset.addcmul_(mean, more)
+    shape, result = [1, -1, *[1] * (first.ndim - 2)], torch.empty_like(first)
+    torch.addcmul(offset.neg_().view(shape), first, factor.view(shape), out=result)
+    for tensor, _, more in others:
+        result.addcmul_(tensor, more.view(shape))
     return result

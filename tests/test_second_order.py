@@ -1,13 +1,14 @@
-"""Batch normalisation for second-order terms: the same values and derivatives as PyTorch's, by one formula."""
+"""Layers for second-order terms: the same values and derivatives as PyTorch's, in fewer operations."""
 
 import contextlib
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import advtrain as at
-from advtrain.batchnorm import TwiceDifferentiable
+from advtrain.second_order import TwiceDifferentiable
 
 HERE = pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
@@ -86,6 +87,37 @@ def test_bfloat16_activations_with_float32_parameters_give_the_float32_result_ro
     )
     for a, b in zip(*results, strict=True):
         assert (a - b.float()).norm() <= 0.05 * a.norm()
+
+
+@pytest.mark.parametrize(
+    "rectifier", [F.relu, torch.nn.ReLU(), torch.nn.ReLU(inplace=True)], ids=["function", "layer", "in place"]
+)
+@HERE
+def test_a_rectifier_has_the_same_derivatives_also_where_it_bends(where, rectifier):
+    found = []
+    for ours in (False, True):
+        with TwiceDifferentiable() if ours else contextlib.nullcontext():
+            x = torch.tensor([-1.0, -0.0, 0.0, 1e-30, 2.0, float("nan")], device=where, requires_grad=True)
+            y = rectifier(x * 1)
+            (first,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+            found.append([y, first, *torch.autograd.grad((first * torch.arange(1.0, 7.0, device=where)).sum(), x)])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+def test_no_zeros_are_added_for_the_bend_of_a_rectifier():
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    with TwiceDifferentiable():
+        x = torch.linspace(-1, 1, 8, requires_grad=True)
+        (first,) = torch.autograd.grad(F.relu(x).sin().sum(), x, create_graph=True)
+    names: list[str] = []
+    with Names():
+        torch.autograd.grad(first.square().sum(), x)
+    assert "threshold_backward" in names and "zeros_like" not in names
 
 
 def test_evaluation_mode_and_a_single_value_per_channel_are_left_to_pytorch():
