@@ -189,7 +189,7 @@ def gradient_alignment(
     points the same way wherever one asks, as that of a linear model with two classes does. Close to 0 it points
     anywhere: a single step from x says little about the ball. They found on CIFAR-10 that it falls when catastrophic
     overfitting sets in. On the digits of the book it does not tell: where a network trained against PGD goes on with
-    FGSM it falls a little, and where it goes on with PGD as well.
+    FGSM it goes up and down while robustness is lost, and ends near that of one which went on with PGD.
 
     Images whose gradient vanishes at either point have no direction and are left out, as in their code; a saturated
     softmax does that. As there, the random point x + η is not clipped to the pixel box.

@@ -34,8 +34,8 @@ def apgd(
 ) -> Tensor:
     """Auto-PGD: momentum, a step size that starts at 2 ε and is halved where the loss no longer rises, and restarts.
 
-    Croce and Hein (2020), arXiv 2003.01690, Algorithm 1. There is nothing to tune. At checkpoints, dense at first in
-    the number of steps and then denser, an image whose loss rose in fewer than a share ρ of the steps, or whose best
+    Croce and Hein (2020), arXiv 2003.01690, Algorithm 1. There is nothing to tune. At checkpoints, far apart
+    at first and then closer, an image whose loss rose in fewer than a share ρ of the steps, or whose best
     loss did not move although the step size stayed, halves its step and goes back to the best point it has seen.
 
     Where it differs from the authors' code: an image that is misclassified leaves the batch; the first checkpoint
