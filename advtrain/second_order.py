@@ -3,7 +3,9 @@
 Such a method differentiates an input gradient, and with it the backward pass of every layer. Of batch normalisation,
 PyTorch composes that second derivative of many passes over the activations, which is a good part of a FAST-BAT step on
 PreActResNet-18. Written as one formula it takes a few, most of them inside kernels that PyTorch has. A rectifier's is
-zero with respect to its input: PyTorch writes these zeros down, and adds them to what is there.
+zero with respect to its input: PyTorch writes these zeros down, and adds them to what is there. And a convolution's,
+with respect to its weights, it computes as a convolution with a filter as large as the image, for which GPUs have no
+good kernels; since the gradient of the images is linear in both, it is the weights' gradient with other arguments.
 
 With x̂ = (x - μ)/σ, n values per channel, a = γ/σ and ḡ, v̄ for means over a channel, the backward pass is
 P(g) = a (g - ḡ - x̂ mean(g x̂)), and for a cotangent v::
@@ -18,26 +20,134 @@ a backward pass takes anyway: of g and of v over x, and of g over v as if v were
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+AS_FAST = ("cpu",)
+"""Devices on which PyTorch's own second derivative of a convolution is as fast: there it stays."""
+
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Inside, batch normalisation in training mode and rectifiers are made of this module's functions.
+    """Inside, convolutions, batch normalisation in training mode and rectifiers are made of this module's functions.
 
     The values and first derivatives are the same, and so are second ones up to rounding.
+
+    Args:
+        images_only: that of first derivatives with a graph, only those with respect to images are wanted: the weights'
+            are then neither computed nor right.
     """
 
+    def __init__(self, images_only: bool = False):
+        super().__init__()
+        self.images_only = images_only
+
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.conv2d:
+            return _conv2d(*args, **kwargs, images_only=self.images_only)
         if function is F.batch_norm:
             function = _batch_norm
         elif function is F.relu:
             function = _relu
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
+
+
+class _Shape(NamedTuple):
+    """How a convolution lies on its images."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch.conv2d(x, weight, bias, *self)
+
+    def backward(self, g: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> list[Tensor | None]:
+        """Gradients with respect to images, weights and bias, of those `wanted`."""
+        sizes, (stride, padding, dilation, groups) = [weight.shape[0]], self
+        found: list[Tensor | None] = torch.ops.aten.convolution_backward(
+            g, x, weight, sizes, stride, padding, dilation, False, [0, 0], groups, wanted
+        )
+        return found
+
+
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, *, images_only: bool,
+) -> Tensor:  # fmt: skip
+    if x.device.type in AS_FAST or isinstance(padding, str) or x.ndim != 4:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    stride, padding, dilation = ([e] * 2 if isinstance(e, int) else list(e) for e in (stride, padding, dilation))
+    shape, kind, found = _Shape(stride, padding, dilation, groups), x.device.type, [x, weight, bias]
+    apply: Callable[..., Tensor] = _Convolution.apply
+    if not torch.is_autocast_enabled(kind):
+        return apply(*found, shape, images_only)
+    dtype = torch.get_autocast_dtype(kind)
+    found = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in found]
+    with torch.autocast(kind, enabled=False):
+        return apply(*found, shape, images_only)
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution, whose two gradients are made of one another's kernels once more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape, images_only: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.shape, ctx.images_only = shape, images_only
+        return shape.forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        if not torch.is_grad_enabled():
+            return *ctx.shape.backward(g, x, weight, wanted), None, None
+        images, weights, biases = wanted
+        if ctx.images_only:
+            weights = biases = False
+        to_x = _ImageGradient.apply(g, x, weight, ctx.shape) if images else None
+        to_weight = _WeightGradient.apply(g, x, weight, ctx.shape) if weights else None
+        return to_x, to_weight, g.sum((0, 2, 3)) if biases else None, None, None
+
+
+class _ImageGradient(torch.autograd.Function):
+    """A convolution's gradient with respect to its images: linear in g and in the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, shape: _Shape) -> Tensor | None:
+        ctx.save_for_backward(g, weight)
+        ctx.shape = shape
+        return shape.backward(g, x, weight, [True, False, False])[0]
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        g, weight = ctx.saved_tensors
+        to_g = ctx.shape.forward(v, weight) if ctx.needs_input_grad[0] else None
+        to_weight = ctx.shape.backward(g, v, weight, [False, True, False])[1] if ctx.needs_input_grad[2] else None
+        return to_g, None, to_weight, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    """A convolution's gradient with respect to its weights: linear in g and in the images."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, shape: _Shape) -> Tensor | None:
+        ctx.save_for_backward(g, x)
+        ctx.shape = shape
+        return shape.backward(g, x, weight, [False, True, False])[1]
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        g, x = ctx.saved_tensors
+        to_g = ctx.shape.forward(x, v) if ctx.needs_input_grad[0] else None
+        to_x = ctx.shape.backward(g, x, v, [True, False, False])[0] if ctx.needs_input_grad[1] else None
+        return to_g, to_x, None, None
 
 
 def _relu(x: Tensor, inplace: bool = False) -> Tensor:

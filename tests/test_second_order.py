@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import advtrain as at
+from advtrain import second_order as module
 from advtrain.second_order import TwiceDifferentiable
 
 HERE = pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -105,19 +106,96 @@ def test_a_rectifier_has_the_same_derivatives_also_where_it_bends(where, rectifi
         assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
 
-def test_no_zeros_are_added_for_the_bend_of_a_rectifier():
-    class Names(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            names.append(function.overloadpacket.__name__)
-            return function(*args, **(kwargs or {}))
+def twice(ours, x, weight, bias, **options):
+    """Values, derivatives, and derivatives of a function of these, of a convolution."""
+    with TwiceDifferentiable() if ours else contextlib.nullcontext():
+        y = F.conv2d(x, weight, bias, **options)
+        inputs = [t for t in (x, weight, bias) if t is not None]
+        first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum(g.cos().sum() for g in first), inputs)]
 
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Ours also on a processor, which PyTorch's own serve as well."""
+    monkeypatch.setattr(module, "AS_FAST", ())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stride": 2, "padding": 1}, {"padding": (2, 0), "dilation": (1, 2)}, {"groups": 2, "stride": (2, 3)},
+     {"padding": "same"}],
+    ids=str,
+)  # fmt: skip
+@HERE
+def test_a_convolution_s_derivatives_equal_pytorch_s(where, options, layout, everywhere):
+    rng, groups = at.Rng(0), options.get("groups", 1)
+    shapes = (3, 4, 7, 8), (6, 4 // groups, 3, 3), (6,)
+    made = [rng.normal(torch.empty(shape, dtype=torch.float64)).to(where) for shape in shapes]
+    x, weight = (t.contiguous(memory_format=layout).requires_grad_() for t in made[:2])
+    for bias in (made[2].requires_grad_(), None):
+        for a, b in zip(twice(True, x, weight, bias, **options), twice(False, x, weight, bias, **options), strict=True):
+            assert (a - b).abs().max() <= 1e-12 * (1 + b.abs().max())
+
+
+def test_the_derivatives_of_a_convolution_pass_a_numerical_check(everywhere):
+    inputs = [at.Rng(i).normal(torch.empty(s, dtype=torch.float64)).requires_grad_() for i, s in
+              enumerate([(2, 2, 4, 4), (3, 2, 3, 3), (3,)])]  # fmt: skip
+    with TwiceDifferentiable():
+        assert torch.autograd.gradcheck(lambda *t: F.conv2d(*t, stride=2, padding=1), inputs)
+        assert torch.autograd.gradgradcheck(lambda *t: F.conv2d(*t, stride=2, padding=1), inputs)
+
+
+@HERE
+def test_under_autocast_convolutions_are_those_of_pytorch(where, everywhere):
+    x = at.Rng(0).normal(torch.empty(4, 3, 8, 8)).to(where).requires_grad_()
+    weight = at.Rng(1).normal(torch.empty(5, 3, 3, 3)).to(where).requires_grad_()
+    found = []
+    for ours in (False, True):
+        with torch.autocast(where, torch.bfloat16), TwiceDifferentiable() if ours else contextlib.nullcontext():
+            y = F.conv2d(x, weight, padding=1)
+            (first,) = torch.autograd.grad(y.float().sin().sum(), x, create_graph=True)
+        found.append([y, first, *torch.autograd.grad(first.square().sum(), [x, weight])])
+    for theirs, ours in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype and (ours - theirs).float().norm() <= 0.02 * theirs.float().norm()
+
+
+def test_of_first_derivatives_only_those_for_images_are_taken_if_no_others_are_wanted(everywhere):
+    """What a weight's gradient costs, an attack does not pay; the second derivative has them all."""
+    weight = torch.rand(2, 1, 3, 3, requires_grad=True)
+    x = torch.rand(1, 1, 5, 5, requires_grad=True)
+    with TwiceDifferentiable(images_only=True):
+        loss = F.conv2d(x, weight).sin().sum()
+    with Names() as names:
+        (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    assert names.wanted == [[True, False, False]]
+    (ours,) = torch.autograd.grad(first.square().sum(), weight)
+    (again,) = torch.autograd.grad(F.conv2d(x, weight).sin().sum(), x, create_graph=True)
+    assert torch.allclose(ours, torch.autograd.grad(again.square().sum(), weight)[0], atol=1e-6)
+
+
+class Names(TorchDispatchMode):
+    """The operations inside, and which gradients each convolution's was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.all, self.wanted = [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.all.append(function.overloadpacket.__name__)
+        if self.all[-1] == "convolution_backward":
+            self.wanted.append(args[-1])
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_zeros_are_added_for_the_bend_of_a_rectifier():
     with TwiceDifferentiable():
         x = torch.linspace(-1, 1, 8, requires_grad=True)
         (first,) = torch.autograd.grad(F.relu(x).sin().sum(), x, create_graph=True)
-    names: list[str] = []
-    with Names():
+    with Names() as names:
         torch.autograd.grad(first.square().sum(), x)
-    assert "threshold_backward" in names and "zeros_like" not in names
+    assert "threshold_backward" in names.all and "zeros_like" not in names.all
 
 
 def test_evaluation_mode_and_a_single_value_per_channel_are_left_to_pytorch():

@@ -42,7 +42,7 @@ def input_gradient(
         ModelError: the loss has no gradient.
     """
     x = x.detach().requires_grad_()
-    with TwiceDifferentiable() if differentiable else contextlib.nullcontext():
+    with TwiceDifferentiable(images_only=True) if differentiable else contextlib.nullcontext():
         logits = model(x)
     value = loss(logits.to(x.dtype)).sum()  # under autocast the loss is float32 again
     if not value.requires_grad:
