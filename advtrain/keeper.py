@@ -3,12 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
+
+
+class Average(AveragedModel):
+    """An exponential moving average of parameters and running statistics, as PyTorch's own, but nothing waits for it.
+
+    PyTorch's carries its count to the device at every step, and takes each whole number on its own.
+
+    Args:
+        model: the network in training.
+        decay: the weight of what was there before, in (0, 1); the first update copies.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the model's numbers, after an optimizer step, into the average."""
+        both = zip(*(itertools.chain(each.parameters(), each.buffers()) for each in (self.module, model)), strict=True)
+        alike: dict[torch.dtype, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for average, now in both:
+            alike.setdefault(average.dtype, []).append((average.detach(), now.detach()))
+        for dtype, pairs in alike.items():
+            averages, news = ([pair[part] for pair in pairs] for part in (0, 1))
+            if not self.n_averaged:  # a number of the processor
+                torch._foreach_copy_(averages, news)
+            elif dtype.is_floating_point or dtype.is_complex:
+                torch._foreach_lerp_(averages, news, 1 - self.decay)
+            else:
+                before, after = (torch.cat([tensor.reshape(-1) for tensor in each]) for each in (averages, news))
+                mean = before * self.decay + after * (1 - self.decay)
+                parts = mean.to(dtype).split([tensor.numel() for tensor in averages])
+                torch._foreach_copy_(averages, [part.view_as(to) for part, to in zip(parts, averages, strict=True)])
+        self.n_averaged += 1
 
 
 class Keeper:
@@ -25,7 +61,7 @@ class Keeper:
 
     def __init__(self, model: nn.Module, *, select: str, by: str, ema: float | None, remember: bool = False):
         self.model, self.select, self.by, self.remember = model, select, by, remember
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        self.average = Average(model, ema) if ema else None
         self.best: tuple[tuple[float, float], int, dict[str, torch.Tensor]] | None = None  # score, epoch, weights
         self.last = 0  # the epoch that ended last
 

@@ -90,7 +90,7 @@ def share(n: int, like: Tensor) -> Tensor:
     """
     if not several():
         return torch.ones((), dtype=like.dtype, device=like.device)
-    total = torch.tensor(float(n), dtype=torch.float64, device=like.device)
+    total = torch.full((), float(n), dtype=torch.float64, device=like.device)  # no copy from the host
     dist.all_reduce(total)
     return (n * count() / total).to(like.dtype)
 

@@ -70,7 +70,8 @@ class Subject:
     options: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     network: str = "small-cnn"
-    schedule: str | None = None
+    schedule: str = "cyclic"
+    augment: bool = False  # with random crops and flips, on all images
 
     @property
     def threat(self) -> at.Threat:
@@ -85,11 +86,12 @@ class Subject:
             return run.model
         data = self.load(root)
         train = data.train[: self.images] if self.images else data.train
+        given = data if self.augment else (train.images(), train.y)
         model = at.build_model(self.network, data, **self.model)
         defense = at.defenses.DEFENSES[self.defense](self.threat, **self.options)
         at.fit(
-            model, defense, (train.images(), train.y), epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
-            optimizer=self.optimizer, validate_every=0, device="cpu", out=folder, overwrite=True, progress=False,
+            model, defense, given, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, schedule=self.schedule,
+            optimizer=self.optimizer, validate_every=0, device=device, out=folder, overwrite=True, progress=False,
         )  # fmt: skip
         return model.eval()
 
@@ -108,7 +110,7 @@ SUBJECTS = {
 LARGE = {
     "cifar10-resnet-fast-at": Subject(
         "cifar10", "fast-at", "linf", 8 / 255, epochs=15, lr=0.2, batch_size=128, network="preactresnet18",
-        schedule="fast-bat",
+        schedule="fast-bat", augment=True,
     ),
 }  # fmt: skip
 """For a GPU; not among those that are judged by default."""

@@ -125,6 +125,8 @@ def by_fit(
     """Images per second in the second of two epochs."""
     options = dict(epochs=2, batch_size=batch_size, lr=LR, validate_every=0, progress=False, device=device)
     options["compile"] = compiled and not defense.second_order
+    if options["compile"]:
+        torch._dynamo.reset()  # of one function, PyTorch compiles a few forms only, then none any more
     return len(data.train) / at.fit(build(), defense, data, **options).history[-1]["seconds"]
 
 

@@ -15,7 +15,10 @@ from torch.utils._pytree import tree_map_only
 from advtrain.rng import Rng
 
 MPS, CPU = torch.device("mps"), torch.device("cpu")
-MIX = {torch.ops.aten.copy_.default, torch.ops.aten.index.Tensor, torch.ops.aten._to_copy.default}
+MIX = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default}
+"""What takes tensors of two devices."""
+INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten._index_put_impl_.default}
+"""What takes indices of the processor for a tensor of the device, and not the other way round."""
 
 
 class OnMPS(torch.Tensor):
@@ -105,7 +108,8 @@ def compute(function, args, kwargs):
     to_mps |= Literals.backward and not tensors
     to_cpu = wanted is not None and torch.device(wanted).type == "cpu" and here and not Literals.backward
     strangers = [t for t in tensors if not isinstance(t, OnMPS) and t.dim() > 0]
-    if here and strangers and not Literals.backward and function not in MIX:
+    mixes = function in MIX or (function in INDEXING and isinstance(args[0], OnMPS))
+    if here and strangers and not Literals.backward and not mixes:
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two: mps and cpu ({function})"
         )

@@ -1,5 +1,7 @@
 """Attacks: exact where theory gives the answer, inside the threat always, and without side effects."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -67,16 +69,28 @@ def test_more_restarts_never_lower_the_kept_loss(seed, restarts, loss):
             assert (function(model(many), y) >= function(model(few), y) - 1e-12).all()
 
 
-@given(st.integers(0, 1000))
+@given(st.integers(0, 1000), st.sampled_from([1, 5]))
 @settings(max_examples=20, deadline=None)
-def test_early_stopping_changes_no_verdict(seed):
+def test_early_stopping_changes_no_verdict(seed, grain):
+    """Not on a GPU either, whose batches have a multiple of so many images."""
     model, (x, y) = curved(seed), batch(seed, n=16)
     verdicts = []
     for early_stop in (True, False):
-        x_adv = pgd(model, x, y, LINF, steps=6, step_size=0.03, restarts=2, early_stop=early_stop)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules[pgd.__module__], "grain", lambda device: grain)
+            x_adv = pgd(model, x, y, LINF, steps=6, step_size=0.03, restarts=2, early_stop=early_stop)
         with at.attacking(model, "eval"):
             verdicts.append(model(x_adv).argmax(1) == y)
     assert torch.equal(*verdicts)
+
+
+def test_on_a_gpu_batches_shrink_to_few_sizes(monkeypatch):
+    model, (x, y) = curved(1), batch(1, n=50)
+    seen = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr(sys.modules[pgd.__module__], "grain", lambda device: 16)
+    pgd(model, x, y, at.Threat("linf", 0.5), steps=10, restarts=3, check=False)
+    assert seen[0] == 50 and set(seen) <= {50, 48, 32, 16} and len(set(seen)) > 1
 
 
 def test_early_stopping_works_on_survivors_only():

@@ -80,10 +80,23 @@ def test_defenses_train(name, digits, device):
 def test_models_are_judged_and_measured(model, batch, digits, device):
     threat, few = at.Threat("linf", eps=0.3), (digits.test.images()[:2], digits.test.y[:2])
     at.evaluate(model, few, threat, protocol=at.Protocol(steps=2, restarts=1))
-    at.autoattack(model, *few, threat, version="fast")
+    right = few[0], model(few[0].to(device)).argmax(1).cpu()  # or there is nothing to attack
+    at.autoattack(model, *right, threat, version="fast")
     for measure in (at.measure.gradient_alignment, at.measure.linearity, at.measure.logit_gap, at.measure.loss_curve):
         measure(model, *batch, threat)
     at.calibrate(model, digits, device=device, seconds=0.01)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    "device",
+    [pytest.param("mps", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)],
+    indirect=True,
+)
+def test_all_attacks_of_the_ensemble_meet_images_there(norm, model, digits, device):
+    x = digits.test.images()[:2]
+    right = model(x.to(device)).argmax(1).cpu()
+    assert at.autoattack(model, x, right, at.Threat(norm, eps=1e-4), version="standard").robust_accuracy == 1
 
 
 @pytest.mark.slow

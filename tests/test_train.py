@@ -7,8 +7,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import advtrain as at
+from advtrain.keeper import Average
 from advtrain.loop import Loop
 from advtrain.monitor import Monitor
 from advtrain.train import fit
@@ -300,6 +302,21 @@ def test_a_defense_may_displace_weights_between_forwards(digits, bf16):
 
     fit(small(digits), Displacing(THREAT), digits, epochs=1, bf16=bf16, validate_every=0)
     assert all((before - after).abs().max() > 0.05 for before, after in zip(seen[::2], seen[1::2], strict=True))
+
+
+def test_the_average_of_weights_is_that_of_pytorch_bit_for_bit(digits):
+    """Which nothing waits for; the counts of batch normalisation, whole numbers, are rounded as there."""
+    model = small(digits, batch_norm=True)
+    ours = Average(model, 0.9)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for step in range(20):
+        for parameter in model.parameters():
+            parameter.data += at.Rng(step).normal(parameter)
+        model.train()(digits.train[:8].images())
+        ours.update_parameters(model)
+        theirs.update_parameters(model)
+    found, known = ours.state_dict(), theirs.state_dict()
+    assert list(found) == list(known) and all(torch.equal(found[key], known[key]) for key in known)
 
 
 def test_averaged_weights_come_with_averaged_running_statistics(digits):

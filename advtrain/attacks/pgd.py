@@ -100,7 +100,8 @@ def pgd(
     with attacking(model, bn):
         for restart in range(restarts):
             start = threat.random_start(x, rng.child("restart", restart), whole) if random_start else x
-            rows = (~broken).nonzero().squeeze(1) if early_stop else torch.arange(len(x), device=x.device)
+            left = going_on(~broken) if early_stop else None
+            rows = torch.arange(len(x), device=x.device) if left is None else left
             if len(rows) == 0:
                 break
             everyone = len(rows) == len(x)
@@ -129,10 +130,28 @@ def pgd(
                 if step == steps:
                     break
                 x_adv = project(threat.ascend(x_adv, grad, step_size))
-                if alive is not None and not alive.all():
-                    rows, x_adv, labels = rows[alive], x_adv[alive], labels[alive]
-                    goal = None if goal is None else goal[alive]
+                on = None if alive is None else going_on(alive)
+                if on is not None:
+                    rows, x_adv, labels = rows[on], x_adv[on], labels[on]
+                    goal = None if goal is None else goal[on]
                     if len(rows) == 0:
                         break
                     project = threat.projector(x[rows])
     return best
+
+
+def grain(device: torch.device) -> int:
+    """The size of a batch is a multiple of this: for every size, a GPU looks for its kernels anew."""
+    return 1 if device.type == "cpu" else 64
+
+
+def going_on(alive: Tensor) -> Tensor | None:
+    """Which rows to go on with, where only the `alive` ones still matter: indices, or None for all.
+
+    Some others go along, up to the next multiple of `grain`.
+    """
+    count, step = int(alive.sum()), grain(alive.device)
+    size = min(len(alive), -(-count // step) * step)
+    if size == len(alive):
+        return None
+    return alive.int().argsort(descending=True, stable=True)[:size].sort().values

@@ -27,7 +27,7 @@ class Passes:
         model: returns logits (B, K); the caller holds it in `attacking(model)`.
         eot: how many passes make one gradient: expectation over transformation (Athalye et al. 2018, arXiv 1802.00420),
             for models that answer at random.
-        bf16: search in bfloat16 autocast; `wrong` judges in full precision all the same.
+        bf16: search in bfloat16 autocast; `wrong` judges in the model's own precision all the same.
         layout: memory format of the images in a pass; what comes back is contiguous.
         blind: let an output pass that autograd cannot follow back to the image; its gradient is zero.
         read: what turns the model's output into logits, if it returns something else.
@@ -93,7 +93,7 @@ class Passes:
         return values.requires_grad
 
     def wrong(self, x: Tensor, y: Tensor) -> Tensor:
-        """Which images the model misclassifies, in full precision, whatever the search uses: (B,) bool."""
+        """Which images the model misclassifies in its own precision, whatever the search uses: (B,) bool."""
         self.count("queries", len(x))
         with torch.no_grad():
             return self.forward(x, False).argmax(1) != y
@@ -129,7 +129,7 @@ class Pursuit:
 
     Attributes:
         x_adv: (R, C, H, W): for a broken row the image that broke it; x otherwise.
-        broken: (R,) bool: rows with an adversarial example that a pass in full precision confirmed.
+        broken: (R,) bool: rows with an adversarial example that a pass in the model's precision confirmed.
         rows: (A,) int64: the rows that are still in the batch.
     """
 
@@ -161,7 +161,7 @@ class Pursuit:
     def thin(self, *states: State, now: bool = False) -> bool:
         """Take the broken images out of the batch, every few steps; False when none is left.
 
-        What the search found is judged again in full precision; an image that does not hold goes on.
+        What the search found is judged again in the model's precision; an image that does not hold goes on.
 
         Args:
             states: the search's own tensors, from which the same rows are taken.

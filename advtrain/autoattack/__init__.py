@@ -56,7 +56,8 @@ def autoattack(
     further attack, and leaves the batch at once. That, and several targets in one batch where few images are left, is
     what makes this faster than the authors' code; the verdicts are not meant to differ by more than the randomness of
     the attacks. Every example that counts is inside the threat to the last bit, and was seen to be misclassified by a
-    pass in full precision. An autocast around the call is ignored.
+    pass in float32 (or float64, as the model is). An autocast around the call is ignored. Recent GPUs round what their
+    convolutions take to TF32, ten bits, unless `torch.backends.cudnn.allow_tf32` is False: a setting of the process.
 
     Random starts belong to the image, not to the batch or to its place in x: the verdicts depend neither on the batch
     size nor on the order of the images, and a resumed evaluation ends like an uninterrupted one, up to the rounding of
@@ -83,7 +84,7 @@ def autoattack(
         state: a file that keeps what has been done; a call with the same arguments goes on from it.
         examples: True keeps the adversarial examples in memory, a path ending in `.npy` in a file that is mapped into
             memory. Only a file can be resumed.
-        bf16: search in bfloat16, on a GPU twice as fast, and verify in full precision; finds that do not hold go back
+        bf16: search in bfloat16, which is faster on a GPU, and verify in float32; finds that do not hold go back
             into the search. Not part of the standard: it may find less.
         progress: show a bar with the time that is left; by default only in a terminal or a notebook.
 

@@ -34,6 +34,7 @@ def attack(
     Returns:
         broken (B,) bool, and x_adv like x, the adversarial example of every image that is broken.
     """
+    index = index.to(x.device)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     x_adv = x.clone()
 

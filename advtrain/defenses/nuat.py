@@ -76,8 +76,8 @@ class NuAT(Defense):
         with_norm = lam if self._batches % 2 else 0.0
         self._batches += 1
         with noting_statistics(model) as clean_pass:
-            clean = model(x)
-        fixed = clean.detach().to(x.dtype)
+            clean = model(x).to(x.dtype)
+        fixed = clean.detach()
 
         def harm(logits: Tensor) -> Tensor:
             ce = cross_entropy(logits, y).sum()
@@ -88,7 +88,7 @@ class NuAT(Defense):
         with attacking(model, self.bn):
             grad, _ = input_gradient(model, start, harm)
         x_adv = threat.project(threat.into_box(start + threat.eps * grad.sign()), x)
-        logits = model(x_adv)
+        logits = model(x_adv).to(x.dtype)
         clean_pass.again()
         natural, size = self.criterion(clean, y), nuclear_norm(clean - logits) / len(x)
         logs = {"natural": natural.detach(), "nuclear_norm": size.detach()}

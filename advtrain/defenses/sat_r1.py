@@ -58,7 +58,7 @@ class SATR1(Defense):
         n = min(self.samples, len(x))
         single = attacks.fgsm(model, x, y, threat, bn=self.bn, check=False)
         iterated = attacks.i_fgsm(model, x[-n:], y[-n:], threat, steps=self.steps, bn=self.bn, check=False)
-        logits, others = model(torch.cat([single, iterated])).split([len(x), n])
+        logits, others = model(torch.cat([single, iterated])).to(x.dtype).split([len(x), n])
         ce = self.criterion(logits, y)
         gap = (logits[-n:] - others).square().sum(1).mean()
         return Step(ce + self.lam * gap, logits, single - x, {"ce": ce.detach(), "gap": gap.detach()})

@@ -67,7 +67,7 @@ class SATR2(Defense):
         with attacking(model, self.bn):
             grad, _ = input_gradient(model, starts, lambda logits: cross_entropy(logits, y))
         images = threat.into_box(starts + threat.eps * grad.sign())
-        logits, others = model(images).chunk(2)
+        logits, others = model(images).to(x.dtype).chunk(2)
         ce = self.criterion(logits, batch.y)
         gap = (logits - others).square().sum(1).mean()
         return Step(ce + self.lam * gap, logits, images[: len(x)] - x, {"ce": ce.detach(), "gap": gap.detach()})
