@@ -167,8 +167,8 @@ def as_float(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Pixels as floats in [0, 1]: uint8 divided by 255, floats as they are."""
     if x.dtype != torch.uint8:
         return x.to(dtype)
-    # Divided in at least float32: half-precision quotients are off by one more rounding. On a GPU by a tensor: by a number
-    # it divides through its reciprocal, and half of the pixels would differ from a processor's in the last bit.
+    # Divided in at least float32: half-precision quotients are off by one more rounding. On a GPU by a tensor: by a
+    # number it divides through its reciprocal, and half of the pixels would differ from a processor's in the last bit.
     x = x.to(dtype if dtype.itemsize >= 4 else torch.float32)
     whole = 255 if x.device.type == "cpu" else torch.full((), 255, dtype=x.dtype, device=x.device)
     return x.div_(whole).to(dtype)
