@@ -195,10 +195,10 @@ def test_what_the_page_says_of_the_roofline():
     found = json.loads((FOLDER / "roofline.json").read_text(encoding="utf-8"))
     rows, batches = found["defenses"], math.ceil(45_000 / found["options"]["batch_size"])
     fast_bat, fast_at = rows["fast-bat"], rows["fast-at"]
-    assert 0.3 < fast_bat["flops"] / found["gpu"]["flops"] / fast_bat["seconds"] < 0.36
-    assert batches == 176 and round(20 * batches * fast_bat["seconds"]) == 33
+    assert round(100 * fast_bat["flops"] / found["gpu"]["flops"] / fast_bat["seconds"]) == 37
+    assert batches == 176 and round(20 * batches * fast_bat["seconds"]) == 30
     assert round(15 * batches * fast_at["seconds"], 1) == 9.5
-    assert 0.5 < rows["fast-bat without implicit term"]["seconds"] / fast_bat["seconds"] < 0.6
+    assert rows["fast-bat without implicit term"]["seconds"] / fast_bat["seconds"] == pytest.approx(3 / 5, abs=0.01)
     assert 1000 < fast_bat["operations"] < 2000
 
 
