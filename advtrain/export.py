@@ -23,13 +23,13 @@ from .dataset import Dataset
 from .defense import Defense
 from .errors import ModelError, bad, check_flag, check_kind, check_path
 from .files import atomic, check_free_of, check_writable, write_json
-from .models import Normalize
+from .models import Classifier, Normalize
+from .models.spec import spec_of
 from .modes import place
 from .provenance import version
 from .recipe import check_defense, check_network
 from .report import NORMS
 from .rng import Rng
-from .runs import spec_of
 from .threat import Threat, format_eps
 from .weights import save_weights
 
@@ -85,7 +85,8 @@ def export(
         check_kind("data", data, Dataset, "at.load_data(name), or at.as_dataset((x, y)), makes one")
     place(model)  # refuses one of the meta device
     network = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().eval()
-    shape = data.shape if data is not None else shape or (spec_of(network) or {}).get("shape")
+    own: Any = network.shape if isinstance(network, Classifier) else None
+    shape = data.shape if data is not None else shape or own
     if not isinstance(shape, (tuple, list)) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         bad("shape", shape, "(C, H, W)", "the model does not tell it: give data, or shape=(3, 32, 32)")
     images = Rng(0, "export").uniform(torch.empty(3, *shape, dtype=place(network)[1]), 0, 1)

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
 from .checkpoint_files import Checkpoints
 from .dataset import Split
-from .errors import FileError, bad, check_flag, check_path
+from .errors import FileError, bad, check_flag, check_path, shown
 from .files import check_free_of, check_writable, read_json
+from .models.spec import layers_of, spec_of
 from .processes import count
 
 if TYPE_CHECKING:
     from .runs import Run
+
+KNOWN_BY = ("images", "layers")
+"""What a run's provenance says of what it was told and no configuration holds."""
 
 
 @contextlib.contextmanager
@@ -103,21 +108,27 @@ def told_of(run: Run, device: torch.device) -> dict[str, Any]:
     """What a training is told that makes it what it is: one that goes on must be told the same.
 
     Args:
-        run: its configuration; its images, as `images_of` has put them into its provenance; and the shapes of its
-            network, which count where `build_model` did not make it.
+        run: its configuration; its images and layers, as `images_of` and `layers_in` have put them into its provenance;
+            and the shapes of its network, which count, as its layers do, where `build_model` did not make it.
         device: where it trains.
     """
     config = run.config
     told = {key: config[key] for key in ("model", "defense", "data", "options")}
     if told["model"] is None:
         told["model"] = {name: list(value.shape) for name, value in run.model.state_dict().items()}
-    images = {key: value for key, value in run.provenance.items() if key == "images"}
-    return {**told, **images, "device": device.type, "processes": count()}
+    known = {key: value for key, value in run.provenance.items() if key in KNOWN_BY}
+    return {**told, **known, "device": device.type, "processes": count()}
 
 
 def images_of(train: Any) -> dict[str, str]:
     """`{"images": a short name for them}`, for a `Split`; nothing for a `DataLoader`."""
     return {"images": fingerprint(train)} if isinstance(train, Split) else {}
+
+
+def layers_in(model: nn.Module) -> dict[str, str]:
+    """`{"layers": a short name for them}`, for a network that `build_model` does not make; nothing for others."""
+    own = spec_of(model) is None
+    return {"layers": hashlib.sha256(layers_of(model).encode()).hexdigest()[:16]} if own else {}
 
 
 @contextlib.contextmanager
@@ -163,8 +174,8 @@ def begun(folder: Path, told: dict[str, Any]) -> dict[str, Any] | None:
         raise FileError(f"{folder} {text}")
     provenance = read_json(folder / "provenance.json")
     before = {key: config.get(key) for key in ("model", "defense", "data", "options") if config.get(key) is not None}
-    if isinstance(provenance, dict) and "images" in provenance:
-        before["images"] = provenance["images"]
+    if isinstance(provenance, dict):
+        before |= {key: provenance[key] for key in KNOWN_BY if key in provenance}
     check_same(before, told, folder)
     return {"finished": True}
 
@@ -184,11 +195,11 @@ def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> Non
     for part, old in before.items():
         new = now.get(part)
         pairs = {part: (old, new)}
-        if isinstance(old, dict) and isinstance(new, dict):
+        if isinstance(old, dict) and isinstance(new, dict) and old.keys() & new.keys():
             pairs = {key: (value, new.get(key)) for key, value in old.items()}
         for name, (theirs, ours) in pairs.items():
             if theirs != ours:
-                accepted = f"what the run in {folder} began with, {theirs!r}"
+                accepted = f"what the run in {folder} began with, {shown(theirs)}"
                 bad(name, ours, accepted, "to resume it, tell fit the same; or train anew with overwrite=True")
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from .data import Dataset, load_data
@@ -26,7 +25,7 @@ from .defense import Defense
 from .defenses import DEFENSES, from_config
 from .errors import AdvtrainError, FileError, bad, check_kind, check_path
 from .files import check_free_of, check_writable, read_json, write_json
-from .models import build_model
+from .models.spec import spec_of
 from .recipe import find_device
 from .report import count
 from .resume import claimed
@@ -221,17 +220,3 @@ def load_run(
         except (AdvtrainError, TypeError, OSError):
             run.data = None  # a set that is not on this machine any more: the weights are still of use
     return run
-
-
-def spec_of(model: nn.Module) -> dict[str, Any] | None:
-    """What `build_model` makes a like network from; None if it was not made by it, or was changed afterwards."""
-    spec = getattr(model, "spec", None)
-    if not isinstance(spec, dict):
-        return None
-    with torch.device("meta"):
-        twin = build_model(**spec)
-
-    def shapes(network: nn.Module) -> dict[str, torch.Size]:
-        return {key: value.shape for key, value in network.state_dict().items()}
-
-    return spec if shapes(twin) == shapes(model) else None

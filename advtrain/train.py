@@ -35,7 +35,7 @@ from .recipe import (
     own_global_randomness,
     steady_memory,
 )
-from .resume import begun, blaming_checkpoint, check_resume, images_of, opened, told_of
+from .resume import begun, blaming_checkpoint, check_resume, images_of, layers_in, opened, told_of
 from .rng import GLOBAL_STATE
 from .runs import Run, load_run
 from .schedules import Schedule, get_schedule
@@ -175,7 +175,7 @@ def fit(
 
     run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
     first = rank() == 0
-    run.provenance = {**provenance(seed, where), **images_of(data.train)}
+    run.provenance = {**provenance(seed, where), **images_of(data.train), **layers_in(model)}
     on_gpu = where.type == "cuda"
     steady_memory()
     loader = make_loader(

@@ -315,6 +315,28 @@ def test_a_network_of_ones_own_is_known_by_its_shapes(tmp_path, monkeypatch):
         at.fit(net(5), **options, resume=True)
 
 
+def test_a_network_with_other_layers_of_the_same_shapes_is_not_taken_up(tmp_path, monkeypatch):
+    def net(own, activation):
+        if own:
+            return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4), activation, torch.nn.Linear(4, 10))
+        model = kills.network_for("sat-r1")
+        model.body[1] = activation
+        return model
+
+    gelu, relu = torch.nn.GELU(), torch.nn.ReLU()
+    for name, before, now, message in (
+        ("own", net(True, gelu), net(True, relu), "layers='[0-9a-f]{16}' is not what the run in .* began with"),
+        ("plain", net(False, gelu), net(False, relu), "model={.* is not what the run in .* began with, {'name': 'smal"),
+        ("changed", net(False, relu), net(False, gelu), "model={'name': 'small-cnn'.* is not what the run in .* began"),
+    ):
+        options = {"defense": kills.defense_of("fast-at"), "data": kills.DATA, "out": tmp_path / name}
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            dying(patched, 3)
+            at.fit(before, **options)
+        with pytest.raises(at.errors.ArgumentError, match=message):
+            at.fit(now, **options, resume=True)
+
+
 def test_a_defense_with_a_tuple_among_its_fields_is_known_again(tmp_path, monkeypatch):
     @dataclasses.dataclass
     class Scaled(at.defenses.Standard):

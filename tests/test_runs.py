@@ -12,6 +12,7 @@ from torch import nn
 import advtrain as at
 from advtrain import provenance, runs
 from advtrain.files import atomic, write_json
+from advtrain.models.small_cnn import SmallCNN
 
 THREAT = at.Threat("linf", 0.3)
 
@@ -97,6 +98,63 @@ def test_a_changed_network_is_not_mistaken_for_the_one_it_was_built_as(digits, t
     with pytest.raises(at.errors.ArgumentError, match="not as build_model makes it"):
         at.load_run(tmp_path / "x")
     assert at.load_run(tmp_path / "x", model=model).model is model
+
+
+def another_forward(model):
+    model.__class__ = type("SmallCNN", (type(model),), {"forward": lambda self, x: 2 * SmallCNN.forward(self, x)})
+
+
+CHANGES = {
+    "another activation": lambda model: model.body.__setitem__(1, nn.ReLU()),
+    "another setting of a layer": lambda model: setattr(model.body[2], "padding_mode", "circular"),
+    "a layer more": lambda model: model.body.append(nn.Tanh()),
+    "layers in another order": lambda model: setattr(model, "body", nn.Sequential(*model.body[:8], nn.Tanh())),
+    "another forward in a subclass": another_forward,
+    "another forward of its own": lambda model: setattr(model, "forward", lambda x: type(model).forward(model, x) * 2),
+    "a hook": lambda model: model.register_forward_hook(lambda module, given, out: out * 2),
+    "a hook on what goes into a layer": lambda model: model.head.register_forward_pre_hook(lambda m, x: (x[0] * 2,)),
+}
+"""What leaves every weight in its shape and gives other logits."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_network_changed_without_changing_shapes_is_asked_for(change, digits, tmp_path):
+    def net(changed):
+        model = at.build_model("small-cnn", digits, width=4)
+        if changed:
+            CHANGES[change](model)
+        return model
+
+    few = at.as_dataset((digits.train.x[:32], digits.train.y[:32]), test=0, val=0, num_classes=10)
+    options = dict(defense=at.defenses.Standard(THREAT), data=few, epochs=1, out=tmp_path / "x")
+    run = at.fit(net(True), **options)
+    with pytest.raises(at.errors.ArgumentError, match="model=None is not given: this run's network is not as build_m"):
+        at.load_run(tmp_path / "x", data=few)
+    again = at.load_run(tmp_path / "x", model=net(True), data=few)
+    assert torch.equal(again.model(few.probe().x[:4] / 255), run.model(few.probe().x[:4] / 255))
+    with pytest.raises(at.errors.ArgumentError, match="layers=None is not what the run in .* began with"):
+        at.fit(net(False), **options, resume=True)
+    assert at.fit(net(True), **options, resume=True).status == "finished"
+    about = json.loads((at.export(net(True), tmp_path / "exported") / "model.json").read_text())
+    assert about["model"] == {"class": "SmallCNN"}, "build_model does not make it"
+
+
+@pytest.mark.parametrize("spec", [{"a": 1}, {"name": "small-cnn"}, {1: 2}, {"name": "resnet", "shape": 3}, "mine"])
+def test_a_networks_own_attribute_spec_says_nothing_here(spec, tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    net.spec = spec
+    x, y = at.Rng(0).uniform(torch.empty(60, 1, 4, 4), 0, 1), torch.arange(60) % 3
+    run = at.fit(net, at.defenses.Standard(THREAT), (x, y), epochs=1, out=tmp_path / "own")
+    assert run.config["model"] is None and at.load_run(tmp_path / "own", model=net).model is net
+    about = json.loads((at.export(net, tmp_path / "exported", shape=(1, 4, 4)) / "model.json").read_text())
+    assert about["model"] == {"class": "Sequential"}
+
+
+def test_values_alone_do_not_make_another_network(digits):
+    model = at.build_model("small-cnn", digits, width=4, batch_norm=True).double().eval().requires_grad_(False)
+    model.normalize.mean += 0.1
+    model.remark = "of the user"
+    assert runs.spec_of(model) == model.spec
 
 
 def test_a_replaced_run_lives_until_the_new_one_is_written(digits, tmp_path):
