@@ -106,7 +106,7 @@ class Loop:
         record: dict[str, Any] = {"epoch": number, **self.tally.record()}
         for network in dict.fromkeys((self.model, self.keeper.current)):  # in one order everywhere
             average_buffers(network)
-        record["lr"] = self.options["lr"] * self.schedule(self.steps - 1, total, self.per_epoch).factor
+        record["lr"] = float(self.options["lr"] * self.schedule(self.steps - 1, total, self.per_epoch).factor)
         every = self.options["validate_every"]
         due = bool(every) and (number % every == 0 or number == self.options["epochs"])
         if due and self.val is not None:

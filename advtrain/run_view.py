@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from .markup import sketch, table
+from .models.spec import spec_of
 from .report import radius
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ NAMES = {"accuracy": "training", "val_clean": "clean", "val_fgsm": "FGSM", "val_
 def facts(run: Run) -> list[tuple[str, str]]:
     """What the run is, as pairs of a name and words."""
     size = sum(parameter.numel() for parameter in run.model.parameters())
-    name = (getattr(run.model, "spec", None) or {}).get("name") or type(run.model).__name__
+    name = (spec_of(run.model) or {}).get("name") or type(run.model).__name__
     options = {"lr": "peak rate", "batch_size": "batch size", "optimizer": "", "schedule": "schedule", "seed": "seed"}
     words = [f"{word} {run.options[key]}".strip() for key, word in options.items() if key in run.options]
     pairs = [

@@ -7,11 +7,12 @@ those of one epoch. Pure functions need no state to resume.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .errors import one_of
+from .errors import bad, is_finite, one_of, shown
 
 
 class Rate(NamedTuple):
@@ -27,6 +28,9 @@ class Rate(NamedTuple):
 
 
 Schedule = Callable[[int, int, int], Rate]
+
+LOOKED_AT = 1000
+"""How many updates, spread over a training, a function is known by."""
 
 
 def constant(step: int, total: int, per_epoch: int) -> Rate:
@@ -146,6 +150,39 @@ def get_schedule(schedule: str | Schedule) -> Schedule:
         return schedule
     one_of("schedule", schedule, SCHEDULES)
     return SCHEDULES[schedule]
+
+
+def title_of(schedule: str | Schedule, total: int, per_epoch: int) -> str:
+    """What a run is told of a schedule: its name in `SCHEDULES`, or of another function its name and what it says.
+
+    The latter is no name in `SCHEDULES`, and another one for a function of the same name with other rates.
+
+    >>> title_of("cosine", 9, 3), title_of(cosine, 9, 3), title_of(lambda step, total, per_epoch: Rate(1.0), 9, 3)
+    ('cosine', 'cosine', '<lambda> (own, 53b94e58932f)')
+
+    Args:
+        schedule: as `get_schedule` takes it.
+        total: updates of the whole training.
+        per_epoch: those of one epoch.
+
+    Raises:
+        ArgumentError: a function that returns something else than a `Rate` of finite numbers.
+    """
+    if isinstance(schedule, str):
+        return schedule
+    if known := [name for name, function in SCHEDULES.items() if function is schedule]:
+        return known[0]
+    found = hashlib.sha256()
+    for place in range(min(total, LOOKED_AT)):
+        rate = schedule(place * total // min(total, LOOKED_AT), total, per_epoch)
+        numbers = [getattr(rate, "factor", None), getattr(rate, "momentum", 0)]
+        if not is_finite(numbers[0]) or not (numbers[1] is None or is_finite(numbers[1])):
+            hint = f"it returned {shown(rate)}: write return at.schedules.Rate(factor), of a finite number"
+            bad("schedule", schedule, "a function that returns a Rate", hint)
+        # Rounded, as the cosine of another machine may differ in its last bit.
+        found.update(" ".join("-" if number is None else f"{float(number):.9g}" for number in numbers).encode() + b"\n")
+    name = getattr(schedule, "__name__", type(schedule).__name__)
+    return f"{name} (own, {found.hexdigest()[:12]})"
 
 
 def _triangle(t: float, peak: float) -> float:

@@ -38,7 +38,7 @@ from .recipe import (
 from .resume import begun, blaming_checkpoint, check_resume, images_of, layers_in, opened, told_of
 from .rng import GLOBAL_STATE
 from .runs import Run, load_run
-from .schedules import Schedule, get_schedule
+from .schedules import Schedule, get_schedule, title_of
 
 
 def fit(
@@ -94,7 +94,8 @@ def fit(
             processes one with a `DistributedSampler`).
         lr: peak learning rate.
         schedule: how the rate moves between updates: cyclic, one-cycle, cosine, multistep, constant, or a paper's own
-            fast-bat, n-fgsm, gradalign, nuat, trades, sat, rvs.
+            fast-bat, n-fgsm, gradalign, nuat, trades, sat, rvs; or your own function of (step, total, per_epoch), which
+            a run that is resumed knows by its rates.
         optimizer: sgd (with momentum), adam or adamw.
         momentum: momentum of sgd; the schedule may cycle it.
         weight_decay: weight decay on all parameters, as in the papers.
@@ -173,14 +174,15 @@ def fit(
         agree(out=out is not None)
     bf16 = computes_in_bf16(where) if bf16 is None else bf16
 
-    run = Run(model, defense, data, {**options, "schedule": getattr(schedule, "__name__", schedule), "bf16": bf16})
-    first = rank() == 0
-    run.provenance = {**provenance(seed, where), **images_of(data.train), **layers_in(model)}
     on_gpu = where.type == "cuda"
     steady_memory()
     loader = make_loader(
         data, batch_size, seed=seed, device=where, dtype=dtype, channels_last=on_gpu, part=(rank(), count())
     )
+    rates = title_of(schedule, epochs * len(loader) * defense.replays, len(loader) * defense.replays)
+    run = Run(model, defense, data, {**options, "schedule": rates, "bf16": bf16})
+    first = rank() == 0
+    run.provenance = {**provenance(seed, where), **images_of(data.train), **layers_in(model)}
     if several():
         agree(defense=defense.config, batches=len(loader), checkpoint_every=every, resume=resume, **run.options)
     if on_gpu:

@@ -30,6 +30,10 @@ import advtrain as at
 from advtrain.errors import ArgumentError, DataError, FileError, ModelError
 
 
+def by_epoch(step, total, per_epoch):
+    return 0.1 ** (step // per_epoch + 1)
+
+
 def everywhere(names, kind, *rows):
     """The same mistakes in all functions of these names that can make them."""
     return [row for given, says in rows for row in wrong(each(names, **given), kind, (given, says))]
@@ -316,6 +320,9 @@ FIT = [
         ({"lr": [0.1, 0.01]}, "lr=[0.1, 0.01] is not above 0 and finite: one number, not several"),
         ({"schedule": "cycle"}, "schedule='cycle' is not one of constant, …: did you mean 'cyclic'?"),
         ({"schedule": None}, "schedule=None is not one of constant, …: write its name in quotes"),
+        ({"schedule": by_epoch},
+         "schedule=the function by_epoch is not a function that returns a Rate: it returned 0.1: write return "
+         "at.schedules.Rate(factor), of a finite number"),
         ({"optimizer": "SGD"}, "optimizer='SGD' is not one of sgd, adam, adamw: did you mean 'sgd'?"),
         ({"optimizer": torch.optim.SGD},
          "optimizer=the class SGD is not one of sgd, adam, adamw: write its name in quotes"),

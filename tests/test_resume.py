@@ -1,6 +1,7 @@
 """A training that was killed goes on as if nothing had been: to the same weights, bit for bit."""
 
 import dataclasses
+import functools
 import json
 import random
 import shutil
@@ -335,6 +336,37 @@ def test_a_network_with_other_layers_of_the_same_shapes_is_not_taken_up(tmp_path
             at.fit(before, **options)
         with pytest.raises(at.errors.ArgumentError, match=message):
             at.fit(now, **options, resume=True)
+
+
+def test_another_schedule_of_the_same_name_is_not_taken_up(tmp_path, monkeypatch):
+    def own(factor, name):
+        def schedule(step, total, per_epoch):
+            return at.schedules.Rate(factor * (1 - step / total), 0.9)
+
+        schedule.__name__ = name
+        return schedule
+
+    options = {"defense": kills.defense_of("fast-at"), "data": kills.DATA, "epochs": 1, "batch_size": 8}
+    for number, (before, now) in enumerate([
+        (own(1.0, "mine"), own(0.01, "mine")), (own(1.0, "cosine"), "cosine"), ("cosine", own(1.0, "cosine")),
+        (functools.partial(own(1.0, "a")), functools.partial(own(0.5, "a"))),
+    ]):  # fmt: skip
+        options["out"] = tmp_path / f"{number}"
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            dying(patched, 2)
+            at.fit(kills.network(), schedule=before, **options)
+        with pytest.raises(at.errors.ArgumentError, match="schedule='.*' is not what the run in .* began with"):
+            at.fit(kills.network(), schedule=now, **options, resume=True)
+        for _ in range(2):  # a second time it has finished
+            assert at.fit(kills.network(), schedule=before, **options, resume=True).status == "finished"
+        with pytest.raises(at.errors.ArgumentError, match="schedule='.*' is not what the run in .* began with"):
+            at.fit(kills.network(), schedule=now, **options, resume=True)
+
+
+def test_a_schedule_of_this_package_has_one_name_however_it_is_given(tmp_path):
+    for schedule in (at.schedules.one_cycle, "one-cycle"):
+        run = kills.fitted(tmp_path / "x", schedule=schedule, resume=True)
+        assert run.options["schedule"] == "one-cycle"
 
 
 def test_a_defense_with_a_tuple_among_its_fields_is_known_again(tmp_path, monkeypatch):
