@@ -159,7 +159,8 @@ def load_run(
 
     Args:
         path: the folder.
-        model: a network of the same architecture, for a run whose model was not made by `build_model`.
+        model: a network of the same architecture, for a run whose model was not made by `build_model`. It or the one of
+            the run may be inside `torch.compile` or `DataParallel`.
         defense: the defense, for a run whose defense is not registered in this package.
         data: the data of a run that was trained on the caller's own; otherwise loaded by name, and None if not at hand.
         device: where the model goes; `"auto"` is a GPU if there is one.
@@ -193,8 +194,8 @@ def load_run(
         if model is None and not config["model"]:
             bad("model", None, "given", "this run's network is not as build_model makes it: pass one like it")
         try:
-            made = defense or from_config(config["defense"])
-            model = model or network_of(folder, config["model"])
+            made = from_config(config["defense"]) if defense is None else defense
+            model = network_of(folder, config["model"]) if model is None else model  # of which some have no truth value
         except FileError:
             raise
         except (AdvtrainError, ValueError) as error:

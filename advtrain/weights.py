@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoint_files import digest
 from .errors import ArgumentError, FileError
@@ -38,6 +39,8 @@ def save_weights(model: nn.Module, path: str | Path, *, signed: dict[str, str] |
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     """Read weights that `save_weights` wrote into `model`, and the texts beside them; no code is executed.
 
+    What `torch.compile` and `DataParallel` put in front of names is added or dropped, as the model has it.
+
     Raises:
         FileError: missing or damaged.
         ArgumentError: the weights are another architecture's.
@@ -56,7 +59,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
         model.double()  # which build_model does not know of: the weights would be rounded
     try:
         with unchanged_on_error(model):
-            model.load_state_dict(state)
+            model.load_state_dict(_renamed(state, model.state_dict()))
     except RuntimeError as error:
         hint = ""
         if "normalize." in str(error) and "normalize.mean" in state:
@@ -69,3 +72,15 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
         why = why if len(why) <= 200 else why[:199] + "…"
         raise ArgumentError(f"model does not fit the weights in {path}: {why}{hint}") from error
     return header
+
+
+def _renamed(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the names of `own`, where the marks of wrappers alone tell them apart."""
+    ours = {_bare(key): key for key in own}
+    found = {ours.get(_bare(key), key): value for key, value in state.items()}
+    return state if state.keys() == own.keys() or len(found) < len(state) else found
+
+
+def _bare(key: str) -> str:
+    """A name without what wrappers have put in front; `torch.compile` may also have wrapped a part of a network."""
+    return re.sub(r"^(module\.)+", "", key.replace("_orig_mod.", ""))

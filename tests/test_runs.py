@@ -139,6 +139,34 @@ def test_a_network_changed_without_changing_shapes_is_asked_for(change, digits, 
     assert about["model"] == {"class": "SmallCNN"}, "build_model does not make it"
 
 
+WRAPPERS = {
+    "none": lambda net: net,
+    "torch.compile": lambda net: torch.compile(net, backend="eager"),
+    "DataParallel": nn.DataParallel,
+    "both": lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("kind", ["built-in", "own"])
+def test_a_run_of_a_wrapped_network_comes_back_wrapped_or_plain(kind, wrapper, digits, tmp_path):
+    def net():
+        if kind == "built-in":
+            return at.build_model("small-cnn", digits, width=4)
+        return nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(64, 10)))
+
+    few = at.as_dataset((digits.train.x[:32], digits.train.y[:32]), test=0, val=0, num_classes=10)
+    run = at.fit(WRAPPERS[wrapper](net()), at.defenses.Standard(THREAT), few, epochs=1, out=tmp_path / "x")
+    x = few.probe().x[:4] / 255
+    for wrap in WRAPPERS.values():
+        model = wrap(net())
+        again = at.load_run(tmp_path / "x", model=model, data=few)
+        assert again.model is model and torch.equal(again.model(x), run.model(x))
+    for other in (nn.Sequential(nn.Linear(64, 10)), nn.ModuleDict({"module": net(), "body": net()})):
+        with pytest.raises(at.errors.ArgumentError, match="model does not fit the weights"):
+            at.load_run(tmp_path / "x", model=other, data=few)
+
+
 @pytest.mark.parametrize("spec", [{"a": 1}, {"name": "small-cnn"}, {1: 2}, {"name": "resnet", "shape": 3}, "mine"])
 def test_a_networks_own_attribute_spec_says_nothing_here(spec, tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
