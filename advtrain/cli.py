@@ -11,7 +11,6 @@ import os
 import sys
 import traceback
 import warnings
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,7 +29,7 @@ from .defense import Defense
 from .defenses import DEFENSES
 from .errors import AdvtrainError
 from .evaluate import evaluate
-from .files import check_free_of, check_writable, write_json
+from .files import check_file, check_free_of, check_writable, write_json
 from .models import MODELS, build_model
 from .options import (
     DATA_HELP,
@@ -160,9 +159,8 @@ def train(
     with joined(part["fit"]["device"]) as number:
         data = first_before_others(lambda: data_room.load_data(data_name, seed=part["fit"]["seed"], **part["data"]))
         if report_path:
-            folder, name = Path(report_path).parent, Path(report_path).name
-            again = part["fit"]["overwrite"] or part["fit"]["resume"]
-            first_alone(lambda: check_writable(folder, holding=name, overwrite=again))
+            again, out = part["fit"]["overwrite"] or part["fit"]["resume"], part["fit"]["out"]
+            first_alone(lambda: check_file("--report", report_path, overwrite=again, run=out))
         usual = "preactresnet18" if data.shape[1] >= 32 else "small-cnn"
         callbacks = [TensorBoard(tensorboard, resume=part["fit"]["resume"])] if tensorboard else []
         model_name = model_name or DEFAULT_MODEL.get(data.name, usual)

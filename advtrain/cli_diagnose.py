@@ -9,8 +9,8 @@ import click
 from .cli_judge import Subject, with_subject
 from .diagnose import diagnose
 from .errors import AdvtrainError, bad
-from .files import atomic, check_writable, write_json
-from .options import PROGRESS
+from .files import atomic, check_file, write_json
+from .options import OVERWRITE, PROGRESS, check_distinct
 
 
 @click.command("diagnose", short_help="Does the robustness of a run, or of any model, hold?")
@@ -22,9 +22,11 @@ from .options import PROGRESS
 )
 @PROGRESS
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the diagnosis as JSON.")
+@OVERWRITE
 def diagnose_command(
-    subject: Subject, images: int, batch_size: int, progress: bool | None, plot: Path | None, out: Path | None
-) -> None:
+    subject: Subject, images: int, batch_size: int, progress: bool | None, plot: Path | None, out: Path | None,
+    overwrite: bool,
+) -> None:  # fmt: skip
     """Look for gradient masking in every way known, and name the cause.
 
     The model is the one in RUN, the folder of a run; or any network, named by --model, on --data and within --eps. Some
@@ -36,8 +38,11 @@ def diagnose_command(
         advtrain diagnose --model mynet.py:Net --weights mynet.pt --data ./photographs --size 64 --eps 4/255
     """
     ending = drawn_as(plot) if plot else ""
-    for path in filter(None, (plot, out)):
-        check_writable(path.parent, holding=path.name, overwrite=True)
+    files = ("--plot", plot), ("--out", out)
+    check_distinct(*files)
+    for option, path in files:
+        if path:
+            check_file(option, path, overwrite=overwrite)
     found = diagnose(
         subject.model,
         subject.split,

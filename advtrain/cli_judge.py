@@ -23,10 +23,10 @@ from .data import Dataset, Split, load_data
 from .errors import ArgumentError
 from .evaluate import PROTOCOLS, check_subject, evaluate
 from .factories import without_folder
-from .files import check_writable, write_json
+from .files import check_file, write_json
 from .foreign import open_model
 from .modes import place
-from .options import DATA_HELP, PROGRESS, Numbers, Radius, name_values, refuse
+from .options import DATA_HELP, OVERWRITE, PROGRESS, Numbers, Radius, check_distinct, name_values, refuse
 from .provenance import provenance
 from .report import Report
 from .runs import Run, load_run
@@ -204,14 +204,6 @@ def verdict(report: Report, protocol: Any, source: dict[str, Any]) -> dict[str, 
     return {**report.to_dict(), "protocol": protocol, **source}
 
 
-def _check_distinct(*files: tuple[str, Any]) -> None:
-    """Refuse one file under two options, of which the second would be written over the first."""
-    named: dict[str, str] = {}
-    for option, path in files:
-        if path and (other := named.setdefault(os.path.normcase(os.path.realpath(path)), option)) != option:
-            raise click.UsageError(f"{other} and {option} name the same file, {path}: give each its own")
-
-
 @click.command("evaluate", short_help="Judge a run, or any model: clean, FGSM, PGD-50-10, AutoAttack.")
 @with_subject
 @click.option("--protocol", type=Choice(list(PROTOCOLS)), default="strict", show_default=True, help="Whose PGD-50-10.")
@@ -229,9 +221,10 @@ def _check_distinct(*files: tuple[str, Any]) -> None:
 )
 @PROGRESS
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the report as JSON.")
+@OVERWRITE
 def evaluate_command(
     subject: Subject, protocol: str, version: str | None, state: str | None, examples: str | None, bf16: bool,
-    batch_size: int | None, progress: bool | None, out: Path | None, **changes: Any,
+    batch_size: int | None, progress: bool | None, out: Path | None, overwrite: bool, **changes: Any,
 ) -> None:  # fmt: skip
     """Judge a model: accuracy on clean images, under FGSM, PGD-50-10, and AutoAttack if asked, with 95% intervals.
 
@@ -246,13 +239,13 @@ def evaluate_command(
     """
     if version is None and (state or examples or bf16):
         raise click.UsageError("--state, --examples and --bf16 belong to AutoAttack: add --autoattack standard")
-    _check_distinct(
+    check_distinct(
         ("--state", state), ("--examples", examples), ("--examples", examples and f"{examples}.partial"), ("--out", out)
     )
     given = {name: value for name, value in changes.items() if value is not None}
     chosen = dataclasses.replace(PROTOCOLS[protocol], **given)
     if out:
-        check_writable(out.parent, holding=out.name, overwrite=True)
+        check_file("--out", out, overwrite=overwrite)
     model, images, threat, seed = subject.model, subject.split, subject.threat, subject.seed
     size, found, judged = batch_size or 512, {}, None
     if version is not None:  # first of all, for its files may be refused

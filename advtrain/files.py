@@ -14,6 +14,9 @@ from typing import Any
 
 from .errors import FileError, check_path
 
+RUN_FILES = ("config.json", "history.json", "provenance.json", "model.safetensors", ".lock")
+"""What a run folder consists of, beside checkpoints; nothing else is written under these names in it."""
+
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -154,6 +157,28 @@ def check_writable(folder: str | os.PathLike[str], *, holding: str, overwrite: b
         raise FileError(
             f"cannot write to {folder}: {error.strerror or error}; choose a folder you may write to"
         ) from error
+
+
+def check_file(option: str, path: str | os.PathLike[str], *, overwrite: bool, run: Any = None) -> None:
+    """Refuse, before hours of work, a file to write that is there already, cannot be written, or that a run needs.
+
+    Args:
+        option: by which it was named, such as `--out`.
+        path: the file.
+        overwrite: one that is there may be replaced, unless a run folder consists of it.
+        run: a folder that is to hold a run, if there is one.
+
+    Raises:
+        FileError: naming the option.
+    """
+    check_path(option, path)
+    path = Path(path)
+    in_run = run is not None and os.path.realpath(path.parent) == os.path.realpath(run)
+    if path.name.lower() in RUN_FILES and (in_run or os.path.exists(path.parent / "config.json")):
+        raise FileError(f"{option} {path} is a file that the run in {path.parent} consists of: choose another name")
+    if os.path.lexists(path) and not (overwrite or os.path.isdir(path)):
+        raise FileError(f"{option} {path} is there already: choose another name, or pass --overwrite to replace it")
+    check_writable(path.parent, holding=path.name, overwrite=True)
 
 
 def check_free_of(folder: str | os.PathLike[str], name: str, what: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import os
 import re
 import types
 import typing
@@ -39,6 +40,7 @@ DATA_HELP = (
     "and y_train.npy."
 )
 
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace files of earlier reports.")
 PROGRESS = click.option(
     "--progress/--no-progress",
     default=None,
@@ -252,3 +254,15 @@ def documented(thing: Any) -> dict[str, str]:
 def summary(thing: Any) -> str:
     """The first line of a docstring."""
     return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def check_distinct(*files: tuple[str, Any]) -> None:
+    """Refuse one file under two options, of which the second would be written over the first.
+
+    Args:
+        *files: pairs of an option and the path that it was given, or None.
+    """
+    named: dict[str, str] = {}
+    for option, path in files:
+        if path and (other := named.setdefault(os.path.normcase(os.path.realpath(path)), option)) != option:
+            raise click.UsageError(f"{other} and {option} name the same file, {path}: give each its own")

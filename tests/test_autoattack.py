@@ -491,6 +491,18 @@ def test_examples_in_memory_cannot_be_resumed(tmp_path):
         autoattack(model, x, y, Threat("linf", 0.03), **options)
 
 
+@pytest.mark.parametrize("state", [None, "new", "begun"])
+def test_a_file_that_is_there_is_not_replaced_by_examples(state, tmp_path):
+    """Such as the images themselves, mapped into memory."""
+    model, x, y, options = interrupted(tmp_path, examples=tmp_path / "adv.npy")
+    numpy.save(tmp_path / "adv.npy", x.numpy())
+    before, left = (tmp_path / "adv.npy").read_bytes(), sorted(tmp_path.iterdir())
+    options["state"] = {None: None, "new": tmp_path / "new.state", "begun": options["state"]}[state]
+    with pytest.raises(FileError, match="examples='.*adv.npy' is there already, and not of this evaluation: name ano"):
+        autoattack(model, x, y, Threat("linf", 0.03), **options)
+    assert (tmp_path / "adv.npy").read_bytes() == before and sorted(tmp_path.iterdir()) == left
+
+
 def test_a_file_of_other_examples_is_not_taken_for_the_right_one(tmp_path):
     model, x, y, options = interrupted(tmp_path, examples=tmp_path / "adv.npy")
     other = numpy.lib.format.open_memmap(tmp_path / "adv.npy.partial", mode="r+")

@@ -313,6 +313,16 @@ def test_no_file_is_written_over_another(finished, tmp_path, capsys, monkeypatch
     assert [*tmp_path.iterdir()] == []
 
 
+def test_an_earlier_report_is_replaced_only_where_that_is_said(finished, tmp_path, capsys):
+    asked = ("evaluate", finished, "--limit", "8", "--steps", "1", "--restarts", "1", "--out", tmp_path / "report.json")
+    assert invoke(*asked).exit_code == 0
+    before = (tmp_path / "report.json").read_bytes()
+    assert "report.json is there already" in fail(capsys, *asked, "--eps", "0.1")
+    assert (tmp_path / "report.json").read_bytes() == before
+    assert invoke(*asked, "--eps", "0.1", "--overwrite").exit_code == 0
+    assert (tmp_path / "report.json").read_bytes() != before
+
+
 @pytest.mark.filterwarnings("always:the gradient is exactly zero")
 def test_the_warnings_of_autoattack_are_in_the_report_of_the_command(folder):
     (folder / "steep.py").write_text(

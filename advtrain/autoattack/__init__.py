@@ -83,7 +83,7 @@ def autoattack(
         seed: names all random draws, also those that the model itself makes from PyTorch's global stream.
         state: a file that keeps what has been done; a call with the same arguments goes on from it.
         examples: True keeps the adversarial examples in memory, a path ending in `.npy` in a file that is mapped into
-            memory. Only a file can be resumed.
+            memory. Only a file can be resumed; one that is there and is not of this evaluation is refused.
         bf16: search in bfloat16, which is faster on a GPU, and verify in float32; finds that do not hold go back
             into the search. Not part of the standard: it may find less.
         progress: show a bar with the time that is left; by default only in a terminal or a notebook.
@@ -93,7 +93,7 @@ def autoattack(
 
     Raises:
         ArgumentError, DataError, ModelError: see `advtrain.errors`.
-        FileError: the state or the examples cannot be written, or belong to another evaluation.
+        FileError: the state or the examples cannot be written, belong to another evaluation, or would replace a file.
 
     Warns:
         AdvtrainWarning: probabilities for logits, answers at random, a model that adapts while it answers, gradients

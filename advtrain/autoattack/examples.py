@@ -35,7 +35,7 @@ class Examples:
 
     Raises:
         ArgumentError: another kind of `where`, a file of another ending, or the state file itself.
-        FileError: the file cannot be made, or does not hold what the state counts on.
+        FileError: the file cannot be made, does not hold what the state counts on, or another one has its name.
     """
 
     def __init__(
@@ -59,6 +59,10 @@ class Examples:
         self.path = check_path(where, state.path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.final = state.complete and self.path.exists()
+        if not self.final and os.path.lexists(self.path):  # this evaluation gives it that name when it is complete
+            raise FileError(
+                f"examples={str(where)!r} is there already, and not of this evaluation: name another file, or delete it"
+            )
         try:
             if state.begun:
                 self._reopen(self.path if self.final else self.partial)
