@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from typing import Any, cast
@@ -12,7 +14,7 @@ from torch import nn
 
 from .defense import Defense, trained
 from .defenses import DEFENSES
-from .errors import at_least, bad, check_kind, is_real, one_of
+from .errors import at_least, bad, check_kind, is_real, kind_of, one_of
 from .finite import begin_at_rest
 from .rng import GLOBAL_STATE, Rng
 from .schedules import get_schedule
@@ -158,3 +160,26 @@ def check_defense(name: str, value: Any, call: str) -> None:
     swapped = isinstance(value, nn.Module)
     hint = f"the order is {call}" if swapped else f"make one with its threat: at.defenses.{made}(threat)"
     check_kind(name, value, Defense, hint)
+
+
+def check_recorded(defense: Defense) -> None:
+    """Refuse, before it is trained with, a defense that no run folder could tell of: its fields are written as JSON.
+
+    Args:
+        defense: to be written.
+
+    Raises:
+        ArgumentError: naming the first field that JSON cannot hold.
+    """
+
+    def fields_of(value: Any) -> dict[str, Any]:
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            raise TypeError(type(value))
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+
+    for name, value in fields_of(defense).items():
+        try:
+            json.dumps(value, allow_nan=False, default=fields_of)
+        except (TypeError, ValueError, RecursionError):
+            hint = "numbers, texts and None, in lists and dicts; make anything else in setup, or train without out"
+            bad(f"defense.{name}", kind_of(value), "what a run folder can hold", hint)

@@ -26,7 +26,7 @@ from .defenses import DEFENSES, from_config
 from .errors import AdvtrainError, FileError, bad, check_kind, check_path
 from .files import check_free_of, check_writable, read_json, write_json
 from .models.spec import spec_of
-from .recipe import find_device
+from .recipe import check_recorded, find_device
 from .report import count
 from .resume import claimed
 from .run_checks import check_run, network_of
@@ -99,8 +99,10 @@ class Run:
             overwrite: replace another run that is there already.
 
         Raises:
+            ArgumentError: there is no folder, or the defense has a field that JSON cannot hold.
             FileError: the folder cannot be written, holds another run, or another training is writing to it.
         """
+        check_recorded(self.defense)
         folder = Path(path or self.path or bad("path", path, "a folder", "this run has none yet: run.save('runs/x')"))
         if folder != self.path:
             check_writable(folder, holding="config.json", overwrite=overwrite)

@@ -30,6 +30,7 @@ from .recipe import (
     check_defense,
     check_network,
     check_options,
+    check_recorded,
     computes_in_bf16,
     find_device,
     own_global_randomness,
@@ -165,6 +166,8 @@ def fit(
             bad(name, value, "possible without validation", hint)
     every = None if checkpoint_every is None else at_least("checkpoint_every", checkpoint_every, 0, "0 writes none")
     check_resume(resume, every, out, overwrite)
+    if out is not None:
+        check_recorded(defense)
     _, dtype = place(model)
     check_model(model.to(where), data.probe().to(where).images(dtype=dtype), data.num_classes)
     for part in (data.train, data.val):

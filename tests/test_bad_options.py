@@ -3,6 +3,10 @@
 As in `test_bad_input.py`: the wrong call, the kind of error, and the whole message.
 """
 
+import dataclasses
+from typing import Any
+
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -28,6 +32,11 @@ from wrong_calls import (
 
 import advtrain as at
 from advtrain.errors import ArgumentError, DataError, FileError, ModelError
+
+
+@dataclasses.dataclass
+class Holding(at.defenses.Standard):
+    thing: Any = None
 
 
 def by_epoch(step, total, per_epoch):
@@ -302,6 +311,14 @@ FIT = [
          "defense='fast-at' is not a Defense: make one with its threat: at.defenses.FastAT(threat)"),
         ({"defense": at.defenses.PGD},
          "defense=the class PGD is not a Defense: make one with its threat: at.defenses.PGD(threat)"),
+        ({"defense": Holding(THREAT, thing=torch.zeros(2)), "out": "new"},
+         "defense.thing=an object of type Tensor is not what a run folder can hold: numbers, texts and None, in lists "
+         "and dicts; make anything else in setup, or train without out"),
+        *[({"defense": Holding(THREAT, thing=thing), "out": "new"}, f"defense.thing={came} is not what a run folder …")
+          for thing, came in (
+              (lambda: 0, "an object of type function"), (numpy.zeros(2), "an object of type ndarray"), (NAN, "nan"),
+              ([torch.float32], "an object of type list"), (torch.nn.Linear(1, 1), "an object of type Linear"),
+          )],
         ({"defense": THREAT},
          "defense=an object of type Threat is not a Defense: make one with its threat: at.defenses.FastAT(threat)"),
         ({"defense": at.defenses.RvS(THREAT, features="nowhere")},

@@ -1,5 +1,6 @@
 """Run folders: whole or not there, read back as they were, and nothing in them is ever executed."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -98,6 +99,22 @@ def test_a_changed_network_is_not_mistaken_for_the_one_it_was_built_as(digits, t
     with pytest.raises(at.errors.ArgumentError, match="not as build_model makes it"):
         at.load_run(tmp_path / "x")
     assert at.load_run(tmp_path / "x", model=model).model is model
+
+
+def test_a_defense_that_json_cannot_hold_is_trained_with_and_not_half_written(digits, tmp_path):
+    @dataclasses.dataclass
+    class Weighted(at.defenses.Standard):
+        weights: torch.Tensor | None = None
+        nested: dict | None = None
+
+    few = at.as_dataset((digits.train.x[:32], digits.train.y[:32]), test=0, val=0, num_classes=10)
+    model, defense = at.build_model("small-cnn", digits, width=4), Weighted(THREAT, weights=torch.ones(10))
+    run = at.fit(model, defense, few, epochs=1)
+    with pytest.raises(at.errors.ArgumentError, match="defense.weights=an object of type Tensor is not what a run fol"):
+        run.save(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    plain = Weighted(THREAT, nested={"scales": (1, 2.5, None), "threat": THREAT})
+    assert at.fit(model, plain, few, epochs=1, out=tmp_path / "x").path.exists()
 
 
 def another_forward(model):
