@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from .checks import check_images, check_labels
@@ -59,8 +59,7 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
     elif isinstance(data, TorchDataset) or (
         hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, dict)
     ):
-        tensors: Any = getattr(data, "tensors", ())
-        x, y = tensors if len(tensors) == 2 else join(read_rows(data, name), name)
+        x, y = _tensors(data) or join(read_rows(data, name), name)
     else:
         hint = f"one of its parts is: {name}[{next(iter(data))!r}]" if isinstance(data, Mapping) and data else ""
         wanted = "a Dataset, Split, pair (x, y), torch Dataset or DataLoader"
@@ -222,6 +221,11 @@ def _labels(y: Any, name: str) -> Any:
     return y
 
 
+def _tensors(data: Any) -> Any:
+    """The images and labels of a plain `TensorDataset` as they are; of its subclasses, who knows what a row becomes?"""
+    return data.tensors if type(data) is TensorDataset and len(data.tensors) == 2 else ()
+
+
 def _names(classes: Any) -> tuple[str, ...]:
     """The names of the classes as text."""
     if isinstance(classes, (str, bytes, int)) or not hasattr(classes, "__iter__"):
@@ -243,7 +247,7 @@ def _check_count(num_classes: Any) -> None:
 def _labelled(data: Any) -> int:
     """Number of classes of a torch data set that keeps its labels at hand."""
     labels = getattr(data, "targets", None)
-    labels = data.tensors[1] if labels is None and len(getattr(data, "tensors", ())) == 2 else labels
+    labels = _tensors(data)[1] if labels is None and _tensors(data) else labels
     try:
         labels = _labels(labels, "data")
         check_labels(labels, None, name="data y")

@@ -65,6 +65,36 @@ def test_torchvisions_sets_of_pil_images_are_read(tmp_path):
     assert split.y.tolist() == [0] * 6 + [1] * 6
 
 
+class Halved(torch.utils.data.Dataset):
+    """What is widely copied: tensors, and a transform of each image."""
+
+    def __init__(self, tensors, transform):
+        self.tensors, self.transform = tensors, transform
+
+    def __len__(self):
+        return len(self.tensors[0])
+
+    def __getitem__(self, index):
+        return self.transform(self.tensors[0][index]), 1 - self.tensors[1][index]
+
+
+class HalvedToo(TensorDataset):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image / 2, 1 - label
+
+
+def test_a_data_set_with_tensors_of_its_own_is_read_row_by_row():
+    x, y = torch.rand(12, 1, 4, 4), torch.arange(12) % 2
+    for data in (Halved((x, y), lambda image: image / 2), HalvedToo(x, y)):
+        split = as_split(data)
+        assert split.x.equal(x / 2) and split.y.equal(1 - y)
+        with pytest.raises(DataError, match="cannot be counted without reading it all: say how many there are"):
+            as_dataset(DataLoader(data, 4))
+    assert as_split(TensorDataset(x, y)).x.data_ptr() == x.data_ptr()
+    assert as_dataset(DataLoader(TensorDataset(x, y), 4)).num_classes == 2
+
+
 class Rows(list):
     """Like a data set of Hugging Face: rows are dicts, and `features` knows the names of the classes."""
 
