@@ -111,6 +111,42 @@ def check_labels(y: Tensor, num_classes: int | None, *, name: str = "y", length:
         _refuse(name, f"{low} to {high}", accepted, hint)
 
 
+def one_class(y: Tensor) -> bool:
+    """Whether all labels are the same. On a GPU it waits for it.
+
+    Args:
+        y: (N,), at least one.
+    """
+    return bool((y == y[0]).all())
+
+
+def check_classes(train: Tensor, hint: str, **others: Any) -> None:
+    """Refuse labels that cannot be meant: one class to train on, or classes to judge by that training lacks.
+
+    Where the caller has said how many classes there are, nobody needs to guess, and this is not asked.
+
+    Args:
+        train: the labels of all training images.
+        hint: how the caller would say how many classes there are.
+        others: by name the splits to judge by, or anything that is none.
+
+    Raises:
+        DataError: as said.
+    """
+    if one_class(train):
+        raise DataError(
+            f"all {len(train):,} training images are of class {int(train[0])}: of one class there is nothing to learn, "
+            f"and one answer is right for all; {hint}"
+        )
+    known = train.cpu().unique()
+    for name, part in others.items():
+        if isinstance(y := getattr(part, "y", None), Tensor):
+            strange = [label for label in y.cpu().unique().tolist() if label not in known]
+            if strange:
+                accepted = "among the classes of the training images"
+                _refuse(f"{name} y", strange[:5], accepted, f"are both numbered alike? {hint[0].upper()}{hint[1:]}")
+
+
 def check_no_dropout(model: nn.Module, method: str) -> None:
     """Refuse active dropout, for methods that compare the logits of two images of one batch.
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from .checks import check_classes
 from .data_known import SOURCES, Source
 from .data_order import order_of
 from .data_sources import data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split, check_augment
 from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_seed, count_classes
-from .errors import DataError, at_least, bad, check_flag
+from .errors import DataError, FileError, at_least, bad, check_flag
 from .mapped import MappedSplit
 
 __all__ = [
@@ -59,15 +60,17 @@ def load_data(
         name: `"digits"` (in the package), `"mnist"`, `"fashion-mnist"`, `"cifar10"`, `"cifar100"`, `"svhn"` (its
             files need scipy), `"tiny-imagenet"`; the name of any other .npz file in the data folder; or a path: a
             `pathlib.Path`, or text with a slash in it or ending in `.npz`. An .npz file holds `x_train`, `y_train`
-            and, if you like, `x_test`, `y_test` (else a fifth is taken for them) and `classes`; images are uint8 in
-            0..255 or floating in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W). Nothing in it is unpickled. A folder
+            and, if you like, `x_test`, `y_test` (else a fifth is taken for them), `x_val`, `y_val` and `classes`;
+            images are uint8 in 0..255 or floating in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W). Without
+            `classes`, training images of one class alone are refused, and classes to judge by that training lacks.
+            Nothing in it is unpickled. A folder
             holds one folder of image files for each class, or such folders in `train`, `test` and `val`, of which the
             first is needed. Or it holds the arrays of an .npz file, unpacked: `x_train.npy` and so on. These images
             stay in their files, mapped into memory, and may be more than fit there: see `as_dataset`.
         root: the data folder; else `$ADVTRAIN_DATA`, else `advtrain` in the user's cache folder. What torchvision
             left there is read, too.
         val: share in [0, 1) of the training images to set aside for validation, or their number; 0 for none. A share
-            is rounded to whole images. A folder's own `val` beside `test` comes first.
+            is rounded to whole images. A folder's own `val` beside `test` comes first, and so does a file's `x_val`.
         size: images of a folder are scaled and cropped around the middle to `size` x `size` pixels.
         augment: train with random crops and flips; if not given, on the sets on which the literature does.
         seed: salts the hash by which the images for validation are chosen; at least 0.
@@ -97,7 +100,12 @@ def load_data(
         for kind in ("train", "test", "val")
         if f"x_{kind}" in arrays
     }
-    classes = classes or tuple(map(str, range(count_classes(*(part.y for part in parts.values())))))
+    if "val" in parts and title in SOURCES and not own:
+        raise FileError(f"{path} holds x_val, which the official {title} has not: a set of your own needs another name")
+    if len(classes) < 2:
+        hint = "no other is named" if classes else "if it is meant so, an array `classes` of all their names says it"
+        classes = classes or tuple(map(str, range(count_classes(*(part.y for part in parts.values())))))
+        check_classes(parts["train"].y, hint, **{f"{title} {kind}": part for kind, part in parts.items()})
     spec = {"name": os.fspath(name), "val": val, "seed": seed, **({"size": size} if own else {})}
     if augment is not None:
         spec["augment"] = augment

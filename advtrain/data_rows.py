@@ -1,8 +1,9 @@
-"""The rows of somebody else's data set, or the batches of a loader, as two tensors."""
+"""Somebody else's arrays, the rows of a data set or the batches of a loader, as two tensors."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,64 @@ from torch import Tensor
 
 from .checks import check_labels
 from .errors import DataError, bad
+from .mapped import check_plain, is_mapped
 
 COLUMNS = ("image", "img"), ("label", "labels")
 """What the columns with images and with labels are called in data sets of Hugging Face."""
 
 LIMIT = 4 * 2**30
 """Bytes of pixels that are held in memory at most; more has to come through a `DataLoader`."""
+
+
+def channels_first(x: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    """(N, H, W), (N, H, W, C) or (N, C, H, W) as a view (N, C, H, W); channels are fewer than rows and columns.
+
+    Raises:
+        DataError: neither, or both.
+    """
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[1] < min(x.shape[2:]):
+        return x
+    if x.ndim == 4 and x.shape[3] < min(x.shape[1:3]):
+        turned: np.ndarray[Any, Any] = x.transpose(0, 3, 1, 2)
+        return turned
+    hint = "a torch tensor is always read as (N, C, H, W)" if x.ndim == 4 else ""
+    return bad(f"{name}.shape", x.shape, "(N, C, H, W), (N, H, W, C) or (N, H, W) beyond doubt", hint, kind=DataError)
+
+
+def images(x: Any, name: str) -> Any:
+    """An array as a tensor; anything else as it came."""
+    if isinstance(x, np.ndarray):
+        x = channels_first(x, f"{name} x")
+        if x.dtype.kind not in "uif" or (x.dtype.kind in "ui" and x.dtype != np.uint8):
+            hint = "" if x.dtype.kind not in "ui" else "x.astype(np.uint8) if they are 0..255"
+            bad(f"{name} x.dtype", str(x.dtype), "uint8 (0..255) or floating ([0, 1])", hint, kind=DataError)
+        if is_mapped(x):
+            check_plain(x, f"{name} x")
+        x = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+        with warnings.catch_warnings():  # a file that is mapped may be larger than the memory, and nobody writes to it
+            warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+            try:
+                return torch.from_numpy(x)
+            except ValueError:  # steps backwards, which tensors do not know
+                return torch.from_numpy(x.copy())
+    return x
+
+
+def labels(y: Any, name: str) -> Any:
+    """An array or a list as a tensor; anything else as it came."""
+    if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
+        return torch.from_numpy(y.astype(np.int64))
+    if isinstance(y, (np.ndarray, list, tuple)):
+        try:
+            return torch.as_tensor(y)
+        except (TypeError, ValueError, RuntimeError) as error:
+            why = str(error).partition(". The only supported")[0].rstrip(".")
+            raise DataError(
+                f"{name} y is not a list of class numbers: {why}. np.unique(y, return_inverse=True)[1] numbers names"
+            ) from error
+    return y
 
 
 def rows(data: Any, name: str) -> Any:

@@ -19,6 +19,9 @@ from .downloads import download as fetch_file
 from .errors import FileError, bad, check_path, one_of, words_of
 from .files import atomic
 
+MORE = ("x_val", "y_val", "classes")
+"""Arrays that a file may hold beside `ARRAYS`."""
+
 GROWTH = 100
 """How many times its size an archive of more than `LIMIT` bytes may unfold to: images hardly pack to a tenth."""
 
@@ -167,7 +170,9 @@ def read_original(name: str, root: str | os.PathLike[str]) -> dict[str, np.ndarr
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of an .npz file: x_train and y_train, and if there x_test and y_test, classes. Nothing is unpickled.
+    """The arrays of an .npz file: `x_train`, `y_train`, and what it has of those for `test`, `val`, and `classes`.
+
+    Nothing is unpickled.
 
     Raises:
         FileError: not an .npz file, damaged, or without the arrays.
@@ -179,7 +184,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             file = np.load(handle, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise ValueError("it holds a single array, as .npy files do")
-            arrays = {key: file[key] for key in (*ARRAYS, "classes") if key in file.files}
+            arrays = {key: file[key] for key in (*ARRAYS, *MORE) if key in file.files}
             found = file.files
             _check_arrays(arrays)
             if huge := [
@@ -211,7 +216,7 @@ def read_mapped(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
         FileError: damaged, or without the arrays.
     """
     arrays, found = {}, sorted(path.stem for path in folder.glob("*.npy"))
-    for key in (key for key in (*ARRAYS, "classes") if key in found):
+    for key in (key for key in (*ARRAYS, *MORE) if key in found):
         path = folder / f"{key}.npy"
         try:
             arrays[key] = np.load(path, mmap_mode="r" if key.startswith("x_") else None, allow_pickle=False)
@@ -223,10 +228,10 @@ def read_mapped(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 def _complete(arrays: dict[str, np.ndarray[Any, Any]], found: list[str], path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays, if those that belong together are all there."""
-    wanted = ARRAYS if "x_test" in arrays or "y_test" in arrays else ARRAYS[:2]
+    wanted = [*ARRAYS[:2], *(key for pair in (ARRAYS[2:], MORE[:2]) for key in pair if {*pair} & arrays.keys())]
     if missing := [key for key in wanted if key not in arrays]:
         raise FileError(f"{path} holds {', '.join(found) or 'nothing'} and lacks {', '.join(missing)}; wanted are "
-                        "x_train, y_train, x_test, y_test and, if you like, classes")  # fmt: skip
+                        "x_train, y_train, x_test, y_test and, if you like, x_val, y_val, classes")  # fmt: skip
     return arrays
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from .checks import check_images, check_labels
+from .checks import check_classes, check_images, check_labels
 from .data_rows import class_names, join
+from .data_rows import images as read_images
+from .data_rows import labels as read_labels
 from .data_rows import rows as read_rows
 from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_shapes, count_classes, image_shape
 from .errors import DataError, bad, kind_of
-from .mapped import MappedSplit, check_plain, is_mapped
+from .mapped import MappedSplit, is_mapped
 from .rng import global_draws
 from .survey import rows_of_a_block, statistics
 
@@ -52,7 +53,7 @@ def as_split(data: Any, *, num_classes: int | None = None, name: str = "data") -
     elif isinstance(data, Split):
         x, y = data.x, data.y
     elif isinstance(data, (tuple, list)) and len(data) == 2:
-        x, y, mapped = _images(data[0], name), _labels(data[1], name), is_mapped(data[0])
+        x, y, mapped = read_images(data[0], name), read_labels(data[1], name), is_mapped(data[0])
     elif isinstance(data, DataLoader):
         with global_draws():  # which even an ordered loader takes a number from
             x, y = join(iter(data), name)
@@ -105,7 +106,8 @@ def as_dataset(
             none. A fifth if not given; none beside a `DataLoader`.
         val: the same for validation: a tenth of what remains. Beside a `DataLoader` only images of its own count.
         seed: salts the hash that chooses the validation images.
-        num_classes: how many classes; if not given as many as `classes`, or the largest label plus one.
+        num_classes: how many classes; if not given as many as `classes`, or the largest label plus one. With neither,
+            training images of one class alone are refused, and classes to judge by that training lacks.
         classes: their names; if not given those that the data set knows, or the numbers.
         augment: train with random crops and flips; if not given, a `Dataset` stays as it is, and others do without.
         name: what to call it.
@@ -137,7 +139,9 @@ def as_dataset(
             parts[key] = as_split(part, num_classes=num_classes, name=key)
     own = [part for part in (train, *parts.values()) if isinstance(part, Split)]
     if num_classes is None:
-        num_classes = _labelled(inner) if stream else count_classes(*(part.y for part in own))
+        labels = train.y if isinstance(train, Split) else _labelled(inner)
+        num_classes = count_classes(labels, *(part.y for part in own))
+        check_classes(labels, f"if it is meant so, say num_classes={num_classes}", **parts)
     classes = tuple(map(str, range(num_classes) if classes is None else classes))
     if len(classes) != num_classes:
         bad("classes", len(classes), f"{num_classes} names", "one for each class, or leave out one", kind=DataError)
@@ -170,57 +174,6 @@ def _check_pixels(x: Any, name: str) -> None:
             "floats, or (x * 255).round().to(torch.uint8)", kind=DataError)  # fmt: skip
 
 
-def channels_first(x: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W) as a view (N, C, H, W); channels are fewer than rows and columns.
-
-    Raises:
-        DataError: neither, or both.
-    """
-    if x.ndim == 3:
-        return x[:, None]
-    if x.ndim == 4 and x.shape[1] < min(x.shape[2:]):
-        return x
-    if x.ndim == 4 and x.shape[3] < min(x.shape[1:3]):
-        turned: np.ndarray[Any, Any] = x.transpose(0, 3, 1, 2)
-        return turned
-    hint = "a torch tensor is always read as (N, C, H, W)" if x.ndim == 4 else ""
-    return bad(f"{name}.shape", x.shape, "(N, C, H, W), (N, H, W, C) or (N, H, W) beyond doubt", hint, kind=DataError)
-
-
-def _images(x: Any, name: str) -> Any:
-    """An array as a tensor; anything else as it came."""
-    if isinstance(x, np.ndarray):
-        x = channels_first(x, f"{name} x")
-        if x.dtype.kind not in "uif" or (x.dtype.kind in "ui" and x.dtype != np.uint8):
-            hint = "" if x.dtype.kind not in "ui" else "x.astype(np.uint8) if they are 0..255"
-            bad(f"{name} x.dtype", str(x.dtype), "uint8 (0..255) or floating ([0, 1])", hint, kind=DataError)
-        if is_mapped(x):
-            check_plain(x, f"{name} x")
-        x = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
-        with warnings.catch_warnings():  # a file that is mapped may be larger than the memory, and nobody writes to it
-            warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
-            try:
-                return torch.from_numpy(x)
-            except ValueError:  # steps backwards, which tensors do not know
-                return torch.from_numpy(x.copy())
-    return x
-
-
-def _labels(y: Any, name: str) -> Any:
-    """An array or a list as a tensor; anything else as it came."""
-    if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
-        return torch.from_numpy(y.astype(np.int64))
-    if isinstance(y, (np.ndarray, list, tuple)):
-        try:
-            return torch.as_tensor(y)
-        except (TypeError, ValueError, RuntimeError) as error:
-            why = str(error).partition(". The only supported")[0].rstrip(".")
-            raise DataError(
-                f"{name} y is not a list of class numbers: {why}. np.unique(y, return_inverse=True)[1] numbers names"
-            ) from error
-    return y
-
-
 def _tensors(data: Any) -> Any:
     """The images and labels of a plain `TensorDataset` as they are; of its subclasses, who knows what a row becomes?"""
     return data.tensors if type(data) is TensorDataset and len(data.tensors) == 2 else ()
@@ -244,20 +197,20 @@ def _check_count(num_classes: Any) -> None:
         bad("num_classes", num_classes, f"an integer in 2..{MOST_CLASSES:,}", hint, kind=DataError)
 
 
-def _labelled(data: Any) -> int:
-    """Number of classes of a torch data set that keeps its labels at hand."""
+def _labelled(data: Any) -> Tensor:
+    """The labels of a torch data set that keeps them at hand."""
     labels = getattr(data, "targets", None)
     labels = _tensors(data)[1] if labels is None and _tensors(data) else labels
     try:
-        labels = _labels(labels, "data")
-        check_labels(labels, None, name="data y")
+        found: Tensor = read_labels(labels, "data")
+        check_labels(found, None, name="data y")
     except DataError as error:
         why = "without reading it all" if labels is None else f"({error})"
         raise DataError(
             f"the classes of the DataLoader cannot be counted {why}: say how many there are, "
             "as_dataset(loader, num_classes=...)"
         ) from error
-    return count_classes(labels)
+    return found
 
 
 def _first(loader: DataLoader[Any], num_classes: int) -> Split:

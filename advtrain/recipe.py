@@ -6,16 +6,21 @@ import contextlib
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from .attacks.gradient import check_box
+from .checks import one_class
+from .dataset import Dataset, Split
 from .defense import Defense, trained
 from .defenses import DEFENSES
-from .errors import at_least, bad, check_kind, is_real, kind_of, one_of
+from .errors import AdvtrainWarning, at_least, bad, check_kind, is_real, kind_of, one_of
 from .finite import begin_at_rest
+from .processes import rank
 from .rng import GLOBAL_STATE, Rng
 from .schedules import get_schedule
 
@@ -145,6 +150,21 @@ def check_options(options: dict[str, Any]) -> None:
     options["seed"] = at_least("seed", options["seed"], 0)
     for name in ("lr", "clip_grad", "ema", "momentum", "weight_decay"):
         options[name] = options[name] if isinstance(options[name], (int, float, type(None))) else float(options[name])
+
+
+def check_data(data: Dataset, defense: Defense) -> None:
+    """Refuse images that the threat does not allow; warn of training images that teach nothing.
+
+    Warns:
+        AdvtrainWarning: they are all of one class.
+    """
+    for part in (data.train, data.val):
+        if isinstance(part, Split):
+            check_box(part, defense.threat)
+    if isinstance(data.train, Split) and one_class(data.train.y) and rank() == 0:
+        text = f"all {len(data.train):,} training images are of class {int(data.train.y[0])}"
+        text += ": there is nothing to learn, and one answer is right for all"
+        warnings.warn(text, AdvtrainWarning, stacklevel=3)
 
 
 def check_network(model: Any, call: str) -> None:

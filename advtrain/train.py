@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attacks.gradient import check_box
 from .callbacks import Callback, check_callbacks, tell
 from .checkpoint_files import Checkpoints
 from .checks import check_model
-from .data import Split, as_dataset
+from .data import as_dataset
 from .defense import Defense
 from .errors import at_least, bad, check_flag
 from .interrupt import blaming_ctrl_c, interruptible
@@ -27,6 +26,7 @@ from .progress import aside, progress_bar
 from .provenance import provenance
 from .recipe import (
     RECORDED,
+    check_data,
     check_defense,
     check_network,
     check_options,
@@ -142,7 +142,8 @@ def fit(
     Warns:
         OverfittingWarning: catastrophic overfitting, in the epoch in which validation shows it; or masked gradients at
             the end. The message is also kept in `run.notes`.
-        AdvtrainWarning: the newest checkpoint is damaged, and the one before is taken up.
+        AdvtrainWarning: the newest checkpoint is damaged, and the one before is taken up; or all training images are
+            of one class.
     """
     options = {key: value for key, value in locals().items() if key in RECORDED}
     check_options(options)
@@ -170,9 +171,7 @@ def fit(
         check_recorded(defense)
     _, dtype = place(model)
     check_model(model.to(where), data.probe().to(where).images(dtype=dtype), data.num_classes)
-    for part in (data.train, data.val):
-        if isinstance(part, Split):
-            check_box(part, defense.threat)
+    check_data(data, defense)
     if several():
         agree(out=out is not None)
     bf16 = computes_in_bf16(where) if bf16 is None else bf16

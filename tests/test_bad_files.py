@@ -113,10 +113,10 @@ IMAGES = [
          "numbers and text are read; np.savez(FILE, x_train=x, y_train=y) makes one"),
         ({"name": "no-labels.npz"},
          "no-labels.npz holds x_train and lacks y_train; wanted are x_train, y_train, x_test, y_test and, if you"
-         " like, classes"),
+         " like, x_val, y_val, classes"),
         ({"name": "no-test-labels.npz"},
          "no-test-labels.npz holds x_train, y_train, x_test and lacks y_test; wanted are x_train, y_train, "
-         "x_test, y_test and, if you like, classes"),
+         "x_test, y_test and, if you like, x_val, y_val, classes"),
         ({"name": "./nothing"},
          "nothing holds no images in folders, one for each class: …"),
         ({"name": "./texts"},

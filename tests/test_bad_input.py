@@ -120,14 +120,20 @@ DATA = [
     *wrong(
         "as_dataset", DataError,
         ({"test": "test"}, "test='test' is not a data set: load it first: at.load_data('test')"),
-        ({"test": pair(lambda: torch.rand(4, 1, 9, 9), lambda: torch.arange(4))},
+        ({"test": pair(lambda: torch.rand(4, 1, 9, 9), lambda: torch.arange(1, 5))},
          "test images=(1, 9, 9) is not of shape (1, 8, 8), as the training images: resize them all to one shape"),
         ({"test": pair(y=lambda: labels() + 10), "num_classes": 10},
          "test y='11 to 18' is not inside 0..9, for 10 classes: labels are class numbers, counted from 0"),
+        ({"test": pair(y=lambda: labels() + 2)},
+         "test y=[9, 10] is not among the classes of the training images: are both numbered alike? If it is meant "
+         "so, say num_classes=11"),
+        ({"data": pair(y=lambda: torch.full((16,), 3))},
+         "all 16 training images are of class 3: of one class there is nothing to learn, and one answer is right "
+         "for all; if it is meant so, say num_classes=4"),
         ({"val": None},
          "val=None is not a Dataset, Split, pair (x, y), torch Dataset or DataLoader: such as (x, y): images and"
          " their labels"),
-        ({"val": pair(lambda: torch.rand(4, 3, 8, 8), lambda: torch.arange(4))},
+        ({"val": pair(lambda: torch.rand(4, 3, 8, 8), lambda: torch.arange(1, 5))},
          "val images=(3, 8, 8) is not of shape (1, 8, 8), as the training images: resize them all to one shape"),
         ({"num_classes": 3},
          "data y='1 to 8' is not inside 0..2, for 3 classes: labels are class numbers, counted from 0"),

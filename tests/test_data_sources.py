@@ -6,9 +6,9 @@ import gzip
 import numpy as np
 import pytest
 import torch
-from images import same, some_images
+from images import rows, same, some_images
 
-from advtrain.data import data_names, data_root, fetch, load_data
+from advtrain.data import as_split, data_names, data_root, fetch, load_data
 from advtrain.data_known import ARRAYS, SOURCES
 from advtrain.errors import ArgumentError, DataError, FileError
 
@@ -35,6 +35,48 @@ def test_a_file_may_leave_out_the_test_set_and_the_names(data_folder):
     write(data_folder / "bare.npz", x_test=None, y_test=None, classes=None)
     data = load_data("bare")
     assert len(data.test) == 6 and data.classes == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_a_files_own_validation_images_are_those(data_folder, unpacked):
+    x, y = some_images(7, seed=2)
+    arrays = {"x_val": x, "y_val": y}
+    write(data_folder / "mine.npz", **arrays)
+    if unpacked:
+        (data_folder / "folder").mkdir()
+        for key, value in np.load(data_folder / "mine.npz").items():
+            np.save(data_folder / "folder" / f"{key}.npy", value)
+    data = load_data(data_folder / "folder" if unpacked else "mine", val=3)
+    assert rows(data.val) == rows(as_split((x, y))) and (len(data.train), len(data.test)) == (30, 9)
+
+
+def test_validation_images_come_with_their_labels_and_not_under_an_official_name(data_folder):
+    x, y = some_images(7)
+    write(data_folder / "mine.npz", x_val=x)
+    with pytest.raises(FileError, match="x_val.* lacks y_val; wanted are"):
+        load_data("mine")
+    write(data_folder / "mnist.npz", x_val=x, y_val=y)
+    with pytest.raises(FileError, match="holds x_val, which the official mnist has not: .* another name"):
+        load_data("mnist")
+
+
+def test_classes_to_judge_by_are_those_of_training_unless_a_file_names_them(data_folder):
+    x, y = some_images(30, classes=3)
+    write(data_folder / "mine.npz", y_train=y, classes=None, y_test=np.full(9, 3))
+    with pytest.raises(DataError, match=r"mine test y=\[3\] is not among the classes of the .* an array `classes` of"):
+        load_data("mine")
+    write(data_folder / "mine.npz", y_train=y, y_test=np.full(9, 3))
+    assert load_data("mine").num_classes == 4
+
+
+def test_a_file_of_one_class_is_refused_unless_it_names_more(data_folder):
+    only = {"y_train": np.zeros(30, int), "y_test": np.zeros(9, int)}
+    for names, hint in ((None, "an array `classes`"), (np.array(["cat"]), "no other is named")):
+        write(data_folder / "mine.npz", **only, classes=names)
+        with pytest.raises(DataError, match=f"all 30 training images are of class 0: of one class .*{hint}"):
+            load_data("mine")
+    write(data_folder / "mine.npz", **only)
+    assert load_data("mine").num_classes == 4
 
 
 def test_grey_images_need_no_channel(data_folder):

@@ -6,9 +6,12 @@ import torch
 from images import some_images
 from torch.utils.data import DataLoader, TensorDataset
 
-from advtrain import data_rows
+from advtrain import data_rows, fit
 from advtrain.data import Split, as_dataset, as_split, load_data
-from advtrain.errors import ArgumentError, DataError
+from advtrain.defenses import Standard
+from advtrain.errors import AdvtrainWarning, ArgumentError, DataError
+from advtrain.models import build_model
+from advtrain.threat import Threat
 
 
 def test_arrays_tensors_sets_and_loaders_give_the_same_split():
@@ -189,6 +192,34 @@ def test_sets_that_do_not_fit_each_other_are_refused():
         as_dataset(some_images(20), num_classes=4, classes=["a"])
     with pytest.raises(DataError, match=r"val images=\(3, 9, 9\) is not of shape \(3, 8, 8\)"):
         as_dataset(some_images(20), val=some_images(5, shape=(3, 9, 9)))
+
+
+def test_images_of_one_class_teach_nothing():
+    x, _ = some_images(20)
+    x, same = torch.from_numpy(x), torch.full((20,), 3)
+    for data in ((x, same), DataLoader(TensorDataset(x, same), 8)):
+        with pytest.raises(DataError, match="all 20 training images are of class 3: .* say num_classes=4"):
+            as_dataset(data)
+        assert as_dataset(data, num_classes=4).num_classes == 4
+    assert set(as_split((x, same)).y.tolist()) == {3}, "to judge by they are good enough"
+
+
+def test_training_on_one_class_is_worth_a_warning():
+    x, y = torch.rand(20, 1, 8, 8), torch.zeros(20).long()
+    data = as_dataset((x, y), num_classes=2)
+    with pytest.warns(AdvtrainWarning, match="all 14 training images are of class 0: there is nothing to learn"):
+        fit(build_model("small-cnn", data), Standard(Threat("linf", 0.1)), data, epochs=1)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_classes_to_judge_by_are_those_of_training(part):
+    x, y = some_images(20, classes=3)
+    other = some_images(9)[0], np.full(9, 3)
+    loader = DataLoader(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), 8)
+    for data in ((x, y), loader):
+        with pytest.raises(DataError, match=rf"{part} y=\[3\] is not among the classes .* num_classes=4"):
+            as_dataset(data, **{part: other})
+        assert as_dataset(data, **{part: other}, num_classes=4).num_classes == 4
 
 
 def test_a_data_set_that_is_there_is_augmented_and_nothing_else_of_it_changes():
