@@ -43,7 +43,7 @@ from .options import (
 from .presets import PRESETS
 from .processes import first_alone, first_before_others, joined, rank, several, shared_device
 from .provenance import version
-from .recipe import RECORDED, check_options, compiled, find_device
+from .recipe import RECORDED, check_data, check_options, compiled, find_device
 from .report import count
 from .resume import check_resume
 from .runs import Run
@@ -165,7 +165,7 @@ def train(
         callbacks = [TensorBoard(tensorboard, resume=part["fit"]["resume"])] if tensorboard else []
         model_name = model_name or DEFAULT_MODEL.get(data.name, usual)
         model = build_model(model_name, data, seed=part["fit"]["seed"], **model_options)
-        check_training(model, defense, **part["fit"])
+        check_training(model, defense, data, **part["fit"])
         if number == 0:
             click.echo(f"{defense.name} on {data.name} with {model_name}: {defense}")
         run = fit(model, defense, data, **part["fit"], callbacks=callbacks)
@@ -173,8 +173,9 @@ def train(
         tell(run, judge, report_path, part)
 
 
-def check_training(model: nn.Module, defense: Defense, **options: Any) -> None:
+def check_training(model: nn.Module, defense: Defense, data: data_room.Dataset, **options: Any) -> None:
     """Refuse what `fit` would refuse, before anything is said."""
+    check_data(data, defense)
     check_options({name: options[name] for name in RECORDED})
     find_device(shared_device(options["device"]))
     compiled(model, defense, options["compile"])

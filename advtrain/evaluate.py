@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import attacks
-from .attacks.gradient import check_box, input_gradient
+from .attacks.gradient import check_box, check_room, input_gradient
 from .attacks.losses import cross_entropy
 from .autoattack import VERSIONS, judge_split
 from .checks import check_model, check_threat
@@ -213,6 +213,7 @@ def evaluate(
     check_flag("progress", progress, none="a bar where somebody watches")
     split = as_split(data)
     order = check_subject(model, split, threat, batch_size)
+    check_room("step_size", protocol.step_size, threat, split.shape[1:])
 
     def fgsm(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
         return attacks.fgsm(model, x, y, threat, check=False)

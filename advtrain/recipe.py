@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .attacks.gradient import check_box
+from .attacks.gradient import check_box, check_room
 from .checks import one_class
 from .dataset import Dataset, Split
 from .defense import Defense, trained
@@ -153,14 +153,15 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def check_data(data: Dataset, defense: Defense) -> None:
-    """Refuse images that the threat does not allow; warn of training images that teach nothing.
-
-    Warns:
-        AdvtrainWarning: they are all of one class.
-    """
+    """Refuse images that the threat does not allow, and a threat for which images of this size have no room."""
+    check_room("eps", defense.threat.eps, defense.threat, data.shape)
     for part in (data.train, data.val):
         if isinstance(part, Split):
             check_box(part, defense.threat)
+
+
+def warn_of(data: Dataset) -> None:
+    """Say where there is nothing to learn."""
     if isinstance(data.train, Split) and one_class(data.train.y) and rank() == 0:
         text = f"all {len(data.train):,} training images are of class {int(data.train.y[0])}"
         text += ": there is nothing to learn, and one answer is right for all"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -86,6 +86,10 @@ class Threat:
             return torch.where(length <= self.eps, x_adv, _add_towards(x, (delta * scale).to(x.dtype)))
 
         return onto_l2
+
+    def diameter(self, shape: Sequence[int]) -> float:
+        """How far apart, in the norm, two images of shape (C, H, W) in the pixel box can be."""
+        return (self.high - self.low) * (1 if self.norm == "linf" else math.sqrt(math.prod(shape)))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest admissible image (ℓ∞), or x_adv drawn back towards x until it is admissible (ℓ2).

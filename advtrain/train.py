@@ -35,6 +35,7 @@ from .recipe import (
     find_device,
     own_global_randomness,
     steady_memory,
+    warn_of,
 )
 from .resume import begun, blaming_checkpoint, check_resume, images_of, layers_in, opened, told_of
 from .rng import GLOBAL_STATE
@@ -172,6 +173,7 @@ def fit(
     _, dtype = place(model)
     check_model(model.to(where), data.probe().to(where).images(dtype=dtype), data.num_classes)
     check_data(data, defense)
+    warn_of(data)
     if several():
         agree(out=out is not None)
     bf16 = computes_in_bf16(where) if bf16 is None else bf16

@@ -34,6 +34,9 @@ TRAIN = [
     ("train fgsm --eps eight",
      "Invalid value for '--eps': eps='eight' is not a number or a fraction: write 0.3 or 8/255"),
     ("train fgsm --eps 8", "eps=8 is not in (0, 1]: pixels are in [0, 1], did you mean 8/255?"),
+    ("train pgd --norm l2 --eps 128",
+     "eps=128 is not at most 8, the diagonal of the pixel box of images of 1x8x8: pixels are in [0, 1], did you mean "
+     "128/255?"),
     ("train fgsm --eps 8/0", "Invalid value for '--eps': eps='8/0' is not a number or a fraction: write 0.3 or 8/255"),
     ("train fgsm --eps 0.3 extra", "Got unexpected extra argument (extra)"),
     ("train fgsm --eps 0.3 --epoch 3", "No such option…--epoch…--epochs…"),
@@ -114,6 +117,8 @@ EVALUATE = [
     ("evaluate own --steps 0", "steps=0 is not an integer of at least 1"),
     ("evaluate own --restarts 0 --out new/report.json", "restarts=0 is not an integer of at least 1"),
     ("evaluate own --step-size 0", "step_size=0.0 is not above 0 and finite: in pixels: 2/255, say"),
+    ("evaluate own --step-size 2",
+     "step_size=2 is not at most 1, the width of the pixel box: pixels are in [0, 1], did you mean 2/255?"),
     ("evaluate own --autoattack full",
      "Invalid value for '--autoattack': 'full' is not one of standard, plus, rand, fast"),
     ("evaluate own --state x", "--state, --examples and --bf16 belong to AutoAttack: add --autoattack standard"),

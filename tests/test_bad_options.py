@@ -70,6 +70,14 @@ ATTACK = [
         ({"steps": "10"}, "steps='10' is not an integer of at least 1: write it without quotes"),
         ({"step_size": 0}, "step_size=0 is not above 0: it is in pixel units; ε/4 is 0.075 here"),
         ({"step_size": "2/255"}, "step_size='2/255' is not above 0: write it without quotes"),
+        ({"step_size": 8},
+         "step_size=8 is not at most 1, the width of the pixel box: pixels are in [0, 1], did you mean 8/255?"),
+        ({"step_size": 9, "threat": at.Threat("l2", 1.0)},
+         "step_size=9 is not at most 8, the diagonal of the pixel box of images of 1x8x8: pixels are in [0, 1], did "
+         "you mean 9/255?"),
+        ({"threat": at.Threat("l2", 128)},
+         "eps=128 is not at most 8, the diagonal of the pixel box of images of 1x8x8: pixels are in [0, 1], did you "
+         "mean 128/255?"),
         ({"restarts": 0}, "restarts=0 is not an integer of at least 1"),
         ({"restarts": 1.5}, "restarts=1.5 is not an integer of at least 1: write 2"),
     ),
@@ -307,6 +315,9 @@ FIT = [
         "fit", ArgumentError,
         ({"model": Made(lambda: at.defenses.FastAT(THREAT)), "defense": Made(net)},
          "model=an object of type FastAT is not a Module: the order is fit(model, defense, data)"),
+        ({"defense": at.defenses.PGD(at.Threat("l2", 128))},
+         "eps=128 is not at most 8, the diagonal of the pixel box of images of 1x8x8: pixels are in [0, 1], did you "
+         "mean 128/255?"),
         ({"defense": "fast-at"},
          "defense='fast-at' is not a Defense: make one with its threat: at.defenses.FastAT(threat)"),
         ({"defense": at.defenses.PGD},
@@ -403,6 +414,9 @@ JUDGES = [
         "evaluate autoattack diagnose", ArgumentError,
         ({"threat": 0.3}, 'threat=0.3 is not a Threat: write Threat("linf", eps=8/255)'),
         ({"threat": at.Threat}, 'threat=the class Threat is not a Threat: write Threat("linf", eps=8/255)'),
+        ({"threat": at.Threat("l2", 128)},
+         "eps=128 is not at most 8, the diagonal of the pixel box of images of 1x8x8: pixels are in [0, 1], did you "
+         "mean 128/255?"),
         ({"batch_size": 0}, "batch_size=0 is not an integer of at least 1"),
         ({"seed": -1}, "seed=-1 is not an integer of at least 0"),
         ({"seed": 0.5}, "seed=0.5 is not an integer of at least 0: write 0"),
@@ -435,6 +449,8 @@ JUDGES = [
         "evaluate", ArgumentError,
         ({"protocol": "PGD-50-10"}, "protocol='PGD-50-10' is not one of strict, …"),
         ({"protocol": {"steps": 50}}, "protocol={'steps': 50} is not one of strict, …: write its name in quotes"),
+        ({"protocol": at.Protocol(step_size=2)},
+         "step_size=2 is not at most 1, the width of the pixel box: pixels are in [0, 1], did you mean 2/255?"),
         ({"autoattack": True}, "autoattack=True is not one of standard, plus, rand, fast: write its name in quotes"),
         ({"autoattack": "standrad"},
          "autoattack='standrad' is not one of standard, plus, rand, fast: did you mean 'standard'?"),

@@ -125,3 +125,11 @@ def test_radii_are_written_as_the_papers_do():
     assert parse_eps("8/255") == 8 / 255 and parse_eps("0.3") == 0.3
     with pytest.raises(at.errors.ArgumentError, match="write 0.3 or 8/255"):
         parse_eps("eight")
+
+
+@pytest.mark.parametrize(("norm", "longest"), [("linf", 0.5), ("l2", 0.5 * 6)])
+def test_no_two_images_of_the_box_are_further_apart_than_its_diameter(norm, longest):
+    threat = at.Threat(norm, 0.1, low=0.25, high=0.75)
+    dark, light = torch.full((1, 1, 4, 9), 0.25), torch.full((1, 1, 4, 9), 0.75)
+    assert threat.diameter(dark.shape[1:]) == longest
+    assert at.Threat(norm, longest, low=0.25, high=0.75).contains(light, dark)

@@ -84,7 +84,7 @@ def r_fgsm_pgd(
     if isinstance(losses, str) or not isinstance(losses, Sequence) or not losses:
         bad("losses", losses, "a sequence of losses", 'write losses=("ce", "cw")')
     ascents = [objective(loss, targeted=False) for loss in losses]
-    x, y, rng = begin(model, x, y, threat, restarts, rng, check)
+    x, y, rng = begin(model, x, y, threat, restarts, rng, check, step_size)
     step_size = threat.eps / 4 if step_size is None else step_size
     passes = Passes(model)
 

@@ -76,8 +76,8 @@ def feature_attack(
         bad("guides", "given", "of use without guided=True", "say guided=True, or leave out the guides")
     first, last = _split(steps, margin_steps)
     check_steps(steps, step_size, threat)
+    x, y, rng = begin(model, x, y, threat, restarts, rng, check, step_size)
     ascent, step_size = objective(loss, targeted=False), threat.eps / 4 if step_size is None else step_size
-    x, y, rng = begin(model, x, y, threat, restarts, rng, check)
     reader = _Reader(model, features)
     passes, (own, _) = Passes(reader), reader.read(x)
     nearest = _guides(reader, own, y, x if guides is None else _check_guides(guides, x)) if guided else None
@@ -157,8 +157,8 @@ def transport_attack(
         bad("sinkhorn_eps", sinkhorn_eps, "a number above 0", "0.01 is the authors' entropy")
     first, last = _split(steps, margin_steps)
     check_steps(steps, step_size, threat)
+    x, y, rng = begin(model, x, y, threat, restarts, rng, check, step_size)
     ascent, step_size = objective(loss, targeted=False), threat.eps / 4 if step_size is None else step_size
-    x, y, rng = begin(model, x, y, threat, restarts, rng, check)
     reader, shares_of = _Reader(model, features), partial(_shares, eps=sinkhorn_eps, iterations=sinkhorn_iterations)
     passes, (own, _) = Passes(reader), reader.read(x)
 

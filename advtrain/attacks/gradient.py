@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,14 @@ def input_gradient(
     return gradient, logits.detach()
 
 
-def check_attack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, target: Tensor | None = None) -> None:
+def check_attack(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, target: Tensor | None = None,
+    step_size: float | None = None,
+) -> None:  # fmt: skip
     """Refuse what would make an attack meaningless, before the first gradient.
 
     Raises:
+        ArgumentError: a radius or a step of which the pixel box has no room.
         DataError: images that are not finite floats inside the pixel box, labels that do not fit.
         ModelError: a model that returns probabilities, NaN, or too few logits.
     """
@@ -66,6 +70,7 @@ def check_attack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, target:
         hint = "smaller types cannot hold an ε-ball; keep the images float32 and run the model under torch.autocast"
         bad("x.dtype", x.dtype, "float32 or float64", hint, kind=DataError)
     check_box(x, threat)
+    check_room("step_size", step_size, threat, x.shape[1:])
     classes = check_model(model, x[:2])
     check_labels(y, classes, length=len(x))
     if target is not None:
@@ -76,14 +81,31 @@ def check_box(x: Tensor | Split, threat: Threat) -> None:
     """Refuse images, uint8 or float in [0, 1], that are not inside the pixel box of the threat.
 
     Raises:
+        ArgumentError: the radius is larger than the box.
         DataError: some pixel is outside.
     """
+    check_room("eps", threat.eps, threat, x.shape[1:])
     if (threat.low, threat.high) != (0.0, 1.0):
         parts = x.blocks() if isinstance(x, Split) else [x]
         low, high = (bound / (255 if x.dtype == torch.uint8 else 1) for bound in extremes(parts))
         if low < threat.low or high > threat.high:
             box, hint = f"[{threat.low:g}, {threat.high:g}]", "leave out low and high unless the images are inside"
             bad("x", f"{low:g} to {high:g}", f"inside the threat's pixel box {box}", hint, kind=DataError)
+
+
+def check_room(name: str, value: float | None, threat: Threat, shape: Sequence[int]) -> None:
+    """Refuse a radius or a step that leads across the whole pixel box and beyond: it was meant in 0..255.
+
+    Raises:
+        ArgumentError: `value`, which is called `name`, is such a one; None is none.
+    """
+    if value is not None and value > (room := threat.diameter(shape)):
+        which = "width of the pixel box"
+        if threat.norm == "l2":
+            which = f"diagonal of the pixel box of images of {'x'.join(map(str, shape))}"
+        hint = f"pixels are in [{threat.low:g}, {threat.high:g}]"
+        hint += f", did you mean {value:g}/255?" if value <= 255 * room else ""
+        bad(name, value if value % 1 else int(value), f"at most {room:.4g}, the {which}", hint)
 
 
 def check_steps(steps: int, step_size: float | None, threat: Threat) -> None:

@@ -83,7 +83,7 @@ def pgd(
         bad("early_stop", early_stop, f'possible with keep="{keep}", bn="{bn}"', hint)
     early_stop = (keep, bn) == ("any", "eval") if early_stop is None else early_stop
     if check:
-        check_attack(model, x, y, threat, target)
+        check_attack(model, x, y, threat, target, step_size)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
     ascent = objective(loss, targeted=target is not None)
     rng = as_rng(rng)

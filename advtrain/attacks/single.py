@@ -182,7 +182,7 @@ def mi_fgsm(
     if not (is_real(decay) and 0 <= decay < float("inf")):
         bad("decay", decay, "at least 0 and finite", "1 is the paper's μ")
     if check:
-        check_attack(model, x, y, threat)
+        check_attack(model, x, y, threat, step_size=step_size)
     step_size = threat.eps / steps if step_size is None else step_size
     project, ascent, y = threat.projector(x), objective(loss, targeted=False), y.long()
     x_adv, velocity = x.detach(), torch.zeros_like(x)

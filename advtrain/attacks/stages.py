@@ -145,10 +145,11 @@ def over_restarts(passes: Passes, x: Tensor, y: Tensor, restarts: int, run: Call
 
 
 def begin(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, restarts: int, rng: Rng | int | None, check: bool
-) -> tuple[Tensor, Tensor, Rng]:
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, restarts: int, rng: Rng | int | None, check: bool,
+    step_size: float | None = None,
+) -> tuple[Tensor, Tensor, Rng]:  # fmt: skip
     """Check what every adaptive attack is given; images and labels without a graph, and the random stream."""
     at_least("restarts", restarts, 1)
     if check:
-        check_attack(model, x, y, threat)
+        check_attack(model, x, y, threat, step_size=step_size)
     return x.detach(), y.long(), as_rng(rng)
