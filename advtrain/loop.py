@@ -29,7 +29,7 @@ from .resume import told_of
 from .rng import Rng, global_state, set_global_state
 from .runs import Run
 from .schedules import Rate, Schedule
-from .tally import Tally
+from .tally import Tally, check_step
 
 FUSED = (
     "{} differentiates a backward pass, which PyTorch cannot do for fused attention: build the network with plain "
@@ -143,7 +143,7 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
             try:
                 with self.autocast():
-                    step: Step = self.together(batch, progress)
+                    step = check_step(self.defense, self.together(batch, progress), batch)
                 step.loss.backward()
             except RuntimeError as error:
                 if "scaled_dot_product" in str(error) and self.defense.second_order:

@@ -3,18 +3,62 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .defense import Step
-from .errors import bad
+from .defense import Batch, Defense, Step
+from .errors import bad, is_real, kind_of
 from .parallel import pooled
 from .processes import gather
 
 OWN = {"epoch", "loss", "accuracy", "lr", "seconds", "val_clean", "val_fgsm", "val_pgd"}
 """Names in the history that a defense's own figures may not take."""
+
+
+def check_step(defense: Defense, step: Any, batch: Batch) -> Step:
+    """`step`, if it is what a defense must return. Only types and shapes are looked at, so that nobody waits for a GPU.
+
+    Args:
+        defense: returned it.
+        step: what came.
+        batch: what it was asked of.
+
+    Raises:
+        ArgumentError: no `Step`, or one that the training cannot go on with.
+    """
+    name = f"{type(defense).__name__}: "
+    if not isinstance(step, Step):
+        hint = "its __call__ ends with: return at.Step(loss, logits, delta)"
+        bad(f"{name}what __call__ returns", kind_of(step), "a Step", hint)
+    loss, logits, delta, logs = step
+    if not isinstance(loss, Tensor):
+        bad(f"{name}step.loss", kind_of(loss), "a torch.Tensor", "leave out .item() and float(): it is differentiated")
+    if loss.ndim:
+        bad(f"{name}step.loss.shape", tuple(loss.shape), "()", "one loss for all images, such as loss.mean()")
+    if not loss.requires_grad:
+        hint = "its gradient is the update: leave out detach() and no_grad()"
+        bad(f"{name}step.loss", "detached", "a function of the model's parameters", hint)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else kind_of(logits)
+    if not (isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(batch.x)):
+        hint = "the model's answers to the images that were trained on"
+        bad(f"{name}step.logits.shape", shape, f"({len(batch.x)}, K)", hint)
+    shape = tuple(delta.shape) if isinstance(delta, Tensor) else kind_of(delta)
+    if not (isinstance(delta, Tensor) and delta.shape == batch.x.shape):
+        hint = "the perturbation that was trained on, such as x_adv - x"
+        bad(f"{name}step.delta.shape", shape, f"{tuple(batch.x.shape)}", hint)
+    if not isinstance(logs, Mapping):
+        bad(f"{name}step.logs", kind_of(logs), "a dict", 'from names to numbers, such as {"gap": gap.detach()}')
+    for key, value in logs.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            bad(f"{name}step.logs[{key!r}].shape", tuple(value.shape), "()", "one number, such as its mean()")
+        if not (isinstance(value, Tensor) or is_real(value)):
+            bad(f"{name}step.logs[{key!r}]", kind_of(value), "one number", "the history keeps numbers alone")
+    if taken := logs.keys() & OWN:
+        bad(f"{name}step.logs", sorted(taken), "names of the defense's own", "the history uses these itself")
+    return step
 
 
 class Tally:
@@ -50,8 +94,6 @@ class Tally:
 
     def record(self) -> dict[str, Any]:
         """Means over the images of all processes; None for a defense's figure that is not finite."""
-        if taken := self.logs.keys() & OWN:
-            bad("logs", sorted(taken), "names of the defense's own", "the history uses these itself")
         sums = {"loss": (float(self.loss), self.seen), "accuracy": (int(self.correct), self.seen)}
         means = pooled(sums | {key: (float(value), self.logged[key]) for key, value in self.logs.items()})
         record = {"loss": means.pop("loss"), "accuracy": means.pop("accuracy")}

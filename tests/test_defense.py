@@ -118,3 +118,50 @@ def test_a_figure_that_some_steps_leave_out_is_averaged_over_the_others():
     parts = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=2)
     run = at.fit(Shared(), Sometimes(THREAT), parts, epochs=1, lr=1e-6, progress=False)
     assert run.history[0]["one"] == 1.0
+
+
+def returning(change):
+    """A defense that returns what `change` makes of a good step."""
+
+    class Mine(at.defenses.Standard):
+        def __call__(self, model, batch, progress):
+            return change(super().__call__(model, batch, progress))
+
+    return Mine(THREAT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda step: step.loss, "what __call__ returns=an object of type Tensor is not a Step: .* return at.Step"),
+        (tuple, "what __call__ returns=an object of type tuple is not a Step"),
+        (lambda step: None, "what __call__ returns=None is not a Step"),
+        (lambda step: step._replace(loss=step.loss.item()), r"step.loss=\S+ is not a torch.Tensor: leave out .item"),
+        (lambda step: step._replace(loss=step.loss.expand(4)), r"step.loss.shape=\(4,\) is not \(\): .* loss.mean\(\)"),
+        (lambda step: step._replace(loss=step.loss.detach()), "step.loss='detached' is not a function of the model's"),
+        (lambda step: step._replace(logits=step.logits.argmax(1)), r"step.logits.shape=\(4,\) is not \(4, K\)"),
+        (lambda step: step._replace(logits=step.logits[:3]), r"step.logits.shape=\(3, \d+\) is not \(4, K\)"),
+        (lambda step: step._replace(logits=None), r"step.logits.shape=None is not \(4, K\)"),
+        (lambda step: step._replace(delta=0.0), r"step.delta.shape=0.0 is not \(4, .* such as x_adv - x"),
+        (lambda step: step._replace(logs=[("gap", 1)]), "step.logs=an object of type list is not a dict"),
+        (
+            lambda step: step._replace(logs={"gap": torch.ones(4)}),
+            r"step.logs\['gap'\].shape=\(4,\) is not \(\): one n",
+        ),
+        (lambda step: step._replace(logs={"gap": "wide"}), r"step.logs\['gap'\]='wide' is not one number"),
+        (lambda step: step._replace(logs={"loss": 1.0}), r"step.logs=\['loss'\] is not names of the defense's own"),
+    ],
+)
+def test_what_a_defense_must_not_return_is_named_at_the_first_step(change, message):
+    batch, model = batch_of(8), Shared()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(at.errors.ArgumentError, match=f"^Mine: {message}"):
+        at.fit(model, returning(change), (batch.x.float(), batch.y), epochs=1, batch_size=4, progress=False)
+    assert all(old.equal(new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_a_defense_may_log_numbers_of_any_kind():
+    batch, logs = batch_of(8), {"a": 1, "b": numpy.float32(2), "c": torch.tensor([3.0]), "d": torch.tensor(4)}
+    changed = returning(lambda step: step._replace(logs=logs))
+    run = at.fit(Shared(), changed, (batch.x.float(), batch.y), epochs=1, batch_size=4, lr=1e-6, progress=False)
+    assert [run.history[0][name] for name in logs] == [1, 2, 3, 4]
