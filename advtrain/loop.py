@@ -28,7 +28,7 @@ from .recipe import compiled, load_optimizer, make_optimizer
 from .resume import told_of
 from .rng import Rng, global_state, set_global_state
 from .runs import Run
-from .schedules import Rate, Schedule
+from .schedules import Rate, Schedule, rate_at
 from .tally import Tally, check_step
 
 FUSED = (
@@ -88,7 +88,7 @@ class Loop:
         batch, replay = divmod(done, self.defense.replays)
         for x, y, index in self.course.batches(number, batch, replay):
             for _ in range(replay, self.defense.replays):
-                rate = self.schedule(self.steps, total, self.per_epoch)
+                rate = rate_at(self.schedule, self.steps, total, self.per_epoch)
                 self.between = False
                 step = self.update(Batch(x, y, index, self.rng.child("step", self.steps)), self.steps / total, rate)
                 self.steps += 1
@@ -106,7 +106,7 @@ class Loop:
         record: dict[str, Any] = {"epoch": number, **self.tally.record()}
         for network in dict.fromkeys((self.model, self.keeper.current)):  # in one order everywhere
             average_buffers(network)
-        record["lr"] = float(self.options["lr"] * self.schedule(self.steps - 1, total, self.per_epoch).factor)
+        record["lr"] = self.options["lr"] * rate_at(self.schedule, self.steps - 1, total, self.per_epoch).factor
         every = self.options["validate_every"]
         due = bool(every) and (number % every == 0 or number == self.options["epochs"])
         if due and self.val is not None:

@@ -8,11 +8,12 @@ those of one epoch. Pure functions need no state to resume.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from .errors import bad, is_finite, one_of, shown
+from .errors import bad, is_finite, kind_of, one_of
 
 
 class Rate(NamedTuple):
@@ -144,10 +145,12 @@ def get_schedule(schedule: str | Schedule) -> Schedule:
         schedule: a name in `SCHEDULES`, or a function of (step, total, per_epoch).
 
     Raises:
-        ArgumentError: an unknown name.
+        ArgumentError: an unknown name, or something else, such as a scheduler of PyTorch's.
     """
-    if callable(schedule):
+    if callable(schedule) and not isinstance(schedule, type):
         return schedule
+    if schedule is not None and not isinstance(schedule, str):
+        _refuse(schedule)
     one_of("schedule", schedule, SCHEDULES)
     return SCHEDULES[schedule]
 
@@ -166,23 +169,65 @@ def title_of(schedule: str | Schedule, total: int, per_epoch: int) -> str:
         per_epoch: those of one epoch.
 
     Raises:
-        ArgumentError: a function that returns something else than a `Rate` of finite numbers.
+        ArgumentError: what `check_schedule` refuses, at any of the updates that are looked at.
     """
     if isinstance(schedule, str):
         return schedule
     if known := [name for name, function in SCHEDULES.items() if function is schedule]:
         return known[0]
+    check_schedule(schedule, total, per_epoch)
     found = hashlib.sha256()
     for place in range(min(total, LOOKED_AT)):
-        rate = schedule(place * total // min(total, LOOKED_AT), total, per_epoch)
-        numbers = [getattr(rate, "factor", None), getattr(rate, "momentum", 0)]
-        if not is_finite(numbers[0]) or not (numbers[1] is None or is_finite(numbers[1])):
-            hint = f"it returned {shown(rate)}: write return at.schedules.Rate(factor), of a finite number"
-            bad("schedule", schedule, "a function that returns a Rate", hint)
+        rate = rate_at(schedule, place * total // min(total, LOOKED_AT), total, per_epoch)
         # Rounded, as the cosine of another machine may differ in its last bit.
-        found.update(" ".join("-" if number is None else f"{float(number):.9g}" for number in numbers).encode() + b"\n")
+        found.update(" ".join("-" if number is None else f"{number:.9g}" for number in rate).encode() + b"\n")
     name = getattr(schedule, "__name__", type(schedule).__name__)
     return f"{name} (own, {found.hexdigest()[:12]})"
+
+
+def check_schedule(schedule: Schedule, total: int, per_epoch: int) -> None:
+    """Refuse what is no schedule, and one that begins with what is no `Rate`: ask it for the first update.
+
+    Args:
+        schedule: what `get_schedule` returned.
+        total, per_epoch: of the training.
+
+    Raises:
+        ArgumentError: as said.
+    """
+    try:
+        inspect.signature(schedule).bind(0, total, per_epoch)
+    except TypeError:
+        _refuse(schedule)
+    except ValueError:  # it is no function of Python's, and does not tell
+        pass
+    rate_at(schedule, 0, total, per_epoch)
+
+
+def rate_at(schedule: Schedule, step: int, total: int, per_epoch: int) -> Rate:
+    """What a schedule says of one update, if that can be. These are numbers of the host, so that looking is free.
+
+    Args:
+        schedule: a function of (step, total, per_epoch).
+        step, total, per_epoch: what it is asked.
+
+    Raises:
+        ArgumentError: no `Rate`, a factor that is negative or not finite, or a momentum outside [0, 1).
+    """
+    rate, asked = schedule(step, total, per_epoch), f"schedule({step}, {total}, {per_epoch})"
+    if not isinstance(rate, Rate):
+        bad(asked, kind_of(rate), "a Rate", "return at.schedules.Rate(factor), the factor on the peak learning rate")
+    factor, momentum = rate
+    if not (is_finite(factor) and factor >= 0):
+        bad(f"{asked}.factor", factor, "at least 0 and finite", "it multiplies the peak learning rate; 1 is the peak")
+    if not (momentum is None or (is_finite(momentum) and 0 <= momentum < 1)):
+        bad(f"{asked}.momentum", momentum, "in [0, 1)", "None leaves that of the optimizer")
+    return Rate(float(factor), None if momentum is None else float(momentum))
+
+
+def _refuse(schedule: Any) -> NoReturn:
+    accepted = "a function of (step, total, per_epoch)"
+    bad("schedule", schedule, accepted, "write one that returns at.schedules.Rate(factor), or take the name of one")
 
 
 def _triangle(t: float, peak: float) -> float:

@@ -96,8 +96,8 @@ def fit(
             processes one with a `DistributedSampler`).
         lr: peak learning rate.
         schedule: how the rate moves between updates: cyclic, one-cycle, cosine, multistep, constant, or a paper's own
-            fast-bat, n-fgsm, gradalign, nuat, trades, sat, rvs; or your own function of (step, total, per_epoch), which
-            a run that is resumed knows by its rates.
+            fast-bat, n-fgsm, gradalign, nuat, trades, sat, rvs; or a function of (step, total, per_epoch) that returns
+            an `advtrain.schedules.Rate`; a run that is resumed knows it by its rates.
         optimizer: sgd (with momentum), adam or adamw.
         momentum: momentum of sgd; the schedule may cycle it.
         weight_decay: weight decay on all parameters, as in the papers.

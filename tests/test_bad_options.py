@@ -48,6 +48,16 @@ def everywhere(names, kind, *rows):
     return [row for given, says in rows for row in wrong(each(names, **given), kind, (given, says))]
 
 
+def late(step, total):
+    """A schedule that does not take what it is given."""
+    return at.schedules.Rate(step / total)
+
+
+def rate(*values):
+    """A schedule that always says this."""
+    return Made(lambda: lambda step, total, per_epoch: at.schedules.Rate(*values))
+
+
 # fmt: off
 ATTACK = [
     *everywhere(
@@ -347,6 +357,27 @@ FIT = [
         ({"lr": NAN}, "lr=nan is not above 0 and finite: look where it was computed: it is no finite number"),
         ({"lr": [0.1, 0.01]}, "lr=[0.1, 0.01] is not above 0 and finite: one number, not several"),
         ({"schedule": "cycle"}, "schedule='cycle' is not one of constant, …: did you mean 'cyclic'?"),
+        ({"schedule": torch.optim.lr_scheduler.StepLR},
+         "schedule=the class StepLR is not a function of (step, total, per_epoch): write one that returns "
+         "at.schedules.Rate(factor), or take the name of one"),
+        ({"schedule": 0.5},
+         "schedule=0.5 is not a function of (step, total, per_epoch): write one that returns "
+         "at.schedules.Rate(factor), or take the name of one"),
+        ({"schedule": Made(lambda: late), "out": "new"},
+         "schedule=the function late is not a function of (step, total, per_epoch): write one that returns "
+         "at.schedules.Rate(factor), or take the name of one"),
+        ({"schedule": Made(lambda: lambda step, total, per_epoch: 1.0), "out": "new"},
+         "schedule(0, 1, 1)=1.0 is not a Rate: return at.schedules.Rate(factor), the factor on the peak learning rate"),
+        ({"schedule": rate(-1.0), "out": "new"},
+         "schedule(0, 1, 1).factor=-1.0 is not at least 0 and finite: it multiplies the peak learning rate; 1 is the "
+         "peak"),
+        ({"schedule": rate(NAN), "out": "new"},
+         "schedule(0, 1, 1).factor=nan is not at least 0 and finite: look where it was computed: it is no finite "
+         "number"),
+        ({"schedule": rate(torch.tensor(1.0))},
+         "schedule(0, 1, 1).factor=tensor(1.) is not at least 0 and finite: take the number out of it: .item()"),
+        ({"schedule": rate(1, 1.5)},
+         "schedule(0, 1, 1).momentum=1.5 is not in [0, 1): None leaves that of the optimizer"),
         ({"schedule": None}, "schedule=None is not one of constant, …: write its name in quotes"),
         ({"schedule": by_epoch},
          "schedule=the function by_epoch is not a function that returns a Rate: it returned 0.1: write return "

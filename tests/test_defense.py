@@ -146,7 +146,7 @@ def returning(change):
         (lambda step: step._replace(logs=[("gap", 1)]), "step.logs=an object of type list is not a dict"),
         (
             lambda step: step._replace(logs={"gap": torch.ones(4)}),
-            r"step.logs\['gap'\].shape=\(4,\) is not \(\): one n",
+            r"step.logs\['gap'\].shape=\(4,\) is not \(\): one",
         ),
         (lambda step: step._replace(logs={"gap": "wide"}), r"step.logs\['gap'\]='wide' is not one number"),
         (lambda step: step._replace(logs={"loss": 1.0}), r"step.logs=\['loss'\] is not names of the defense's own"),

@@ -1,9 +1,11 @@
 """The training loop: repeatable, honest about trouble, and the same maths as a loop written by hand."""
 
+import functools
 import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -234,6 +236,24 @@ def test_ones_own_schedule_is_followed(digits):
     run = fit(model, at.defenses.Standard(THREAT), digits, epochs=1, schedule=late, validate_every=0)
     assert run.options["schedule"].startswith("late (own, ")
     assert run.history[0]["lr"] == 0.1 and not same(before, weights(model))
+
+
+def test_a_schedule_that_goes_astray_is_stopped_at_that_step(digits):
+    def astray(step, total, per_epoch):
+        return at.schedules.Rate(1.0 - step)
+
+    with pytest.raises(at.errors.ArgumentError, match=r"schedule\(2, \d+, \d+\).factor=-1.0 is not at least 0"):
+        fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, schedule=astray, validate_every=0)
+
+
+def test_a_schedule_without_a_name_and_with_numbers_of_numpy_is_written_with_its_run(digits, tmp_path):
+    def low(step, total, per_epoch, factor):
+        return at.schedules.Rate(np.float32(factor), np.float32(0.5))
+
+    schedule = functools.partial(low, factor=0.5)
+    fit(small(digits), at.defenses.Standard(THREAT), digits, epochs=1, schedule=schedule, out=tmp_path / "run")
+    run = at.load_run(tmp_path / "run")
+    assert run.options["schedule"] == "partial" and run.history[0]["lr"] == 0.05
 
 
 def test_a_failing_defense_may_still_tidy_up(digits):
