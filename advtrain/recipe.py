@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .attacks.gradient import check_box, check_room
 from .checks import one_class
 from .dataset import Dataset, Split
 from .defense import Defense, trained
 from .defenses import DEFENSES
-from .errors import AdvtrainWarning, at_least, bad, check_kind, is_real, kind_of, one_of
+from .errors import AdvtrainWarning, ModelError, at_least, bad, check_kind, is_real, kind_of, one_of
 from .finite import begin_at_rest
+from .loader import Loader
+from .modes import keeping_modes
 from .processes import rank
-from .rng import GLOBAL_STATE, Rng
+from .rng import GLOBAL_STATE, Rng, global_draws
 from .schedules import get_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -158,6 +160,48 @@ def check_data(data: Dataset, defense: Defense) -> None:
     for part in (data.train, data.val):
         if isinstance(part, Split):
             check_box(part, defense.threat)
+
+
+def smallest_batch(loader: Any) -> int | None:
+    """How many images the smallest batch of some process will hold; None where nobody knows yet."""
+    if isinstance(loader, Loader):
+        full, rest = divmod(len(loader.split), loader.batch_size)
+        least = rest if not full or (len(loader) > full) else loader.batch_size
+        return least // loader.processes
+    size, sampler = loader.loader.batch_size, loader.loader.sampler
+    if size is None or not hasattr(sampler, "__len__"):
+        return None
+    full, rest = divmod(len(sampler), size)
+    return int(rest if rest and not loader.loader.drop_last else size)
+
+
+def check_single(model: nn.Module, loader: Any, x: Tensor) -> None:
+    """Refuse batches of one image for a model that normalises over the batch alone. Costs a pass where there are any.
+
+    Args:
+        model: on its device.
+        loader: gives the batches of the training.
+        x: images for the model.
+
+    Raises:
+        ModelError: its batch normalisation has no variance to take.
+    """
+    if smallest_batch(loader) != 1:
+        return
+    devices = [x.device] if x.device.type == "cuda" else []
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # a pass in training moves them
+    try:
+        with keeping_modes(model), global_draws(devices=devices), torch.no_grad():
+            if not model.training:
+                model.train()
+            torch.func.functional_call(model, buffers, (x[:1],))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        own = isinstance(loader, Loader)
+        hint = "take a larger batch_size" if own else "give the DataLoader drop_last=True, or another batch_size"
+        raise ModelError(f"some batch holds a single image, of which the model's batch normalisation cannot take the "
+                         f"variance: {hint}") from error  # fmt: skip
 
 
 def warn_of(data: Dataset) -> None:

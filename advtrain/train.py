@@ -31,6 +31,7 @@ from .recipe import (
     check_network,
     check_options,
     check_recorded,
+    check_single,
     computes_in_bf16,
     find_device,
     own_global_randomness,
@@ -171,7 +172,8 @@ def fit(
     if out is not None:
         check_recorded(defense)
     _, dtype = place(model)
-    check_model(model.to(where), data.probe().to(where).images(dtype=dtype), data.num_classes)
+    sample = data.probe().to(where).images(dtype=dtype)
+    check_model(model.to(where), sample, data.num_classes)
     check_data(data, defense)
     warn_of(data)
     if several():
@@ -183,6 +185,7 @@ def fit(
     loader = make_loader(
         data, batch_size, seed=seed, device=where, dtype=dtype, channels_last=on_gpu, part=(rank(), count())
     )
+    check_single(model, loader, sample)
     rates = title_of(schedule, epochs * len(loader) * defense.replays, len(loader) * defense.replays)
     run = Run(model, defense, data, {**options, "schedule": rates, "bf16": bf16})
     first = rank() == 0

@@ -4,6 +4,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import advtrain as at
 from advtrain.defense import carry
@@ -165,3 +166,49 @@ def test_a_defense_may_log_numbers_of_any_kind():
     changed = returning(lambda step: step._replace(logs=logs))
     run = at.fit(Shared(), changed, (batch.x.float(), batch.y), epochs=1, batch_size=4, lr=1e-6, progress=False)
     assert [run.history[0][name] for name in logs] == [1, 2, 3, 4]
+
+
+class Flat(nn.Module):
+    """Normalises over the batch alone, and drops out."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.bn = nn.Linear(64, 8), nn.BatchNorm1d(8)
+        self.dropout, self.head = nn.Dropout(0.5), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.dropout(self.bn(self.linear(x.flatten(1)))))
+
+
+def served(n, size, **options):
+    """`n` images through a loader of batches of `size`."""
+    batch = batch_of(n)
+    return DataLoader(TensorDataset(batch.x.float(), batch.y), size, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "hint"),
+    [
+        (lambda: served(9, 4), 64, "give the DataLoader drop_last=True, or another batch_size"),
+        (lambda: served(8, 1), 64, "give the DataLoader drop_last=True, or another batch_size"),
+        (lambda: served(8, 8).dataset.tensors, 1, "take a larger batch_size"),
+    ],
+)
+def test_a_batch_of_one_image_is_refused_before_training_where_it_has_no_variance(data, size, hint, tmp_path):
+    model, before = Flat().eval(), torch.random.get_rng_state()
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(at.errors.ModelError, match=f"some batch holds a single image, .* variance: {hint}"):
+        at.fit(model, at.defenses.Standard(THREAT), data(), epochs=1, batch_size=size, out=tmp_path / "new")
+    assert all(kept[name].equal(value) for name, value in model.state_dict().items()) and not model.training
+    assert torch.random.get_rng_state().equal(before) and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("data", [lambda: served(9, 4, drop_last=True), lambda: served(10, 4)])
+def test_larger_batches_are_normalised(data):
+    run = at.fit(Flat(), at.defenses.Standard(THREAT), data(), epochs=1, progress=False)
+    assert run.status == "finished"
+
+
+def test_a_batch_of_one_image_is_trained_on_where_its_pixels_have_a_variance():
+    run = at.fit(Shared(), at.defenses.Standard(THREAT), served(9, 4), epochs=1, lr=1e-6, progress=False)
+    assert run.status == "finished" and int(run.model.bn.num_batches_tracked) == 2 * 3
