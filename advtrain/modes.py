@@ -16,6 +16,18 @@ BN_MODES = ("eval", "train", "batch")
 STATISTICS = ("num_batches_tracked", "running_mean", "running_var")  # of batch normalisation
 
 
+def check_recording(call: str) -> None:
+    """Refuse to begin under `torch.inference_mode()`, in which nothing has a gradient; `call` is what needs one.
+
+    Raises:
+        ModelError: it is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ModelError(
+            f"torch.inference_mode() is on, under which nothing has a gradient, and {call} needs those: call it outside"
+        )
+
+
 @contextlib.contextmanager
 def attacking(model: nn.Module, bn: str = "eval", *, freeze: bool = True) -> Iterator[nn.Module]:
     """Hold `model` still for an attack: parameters frozen, gradients enabled, modes as `bn` says.

@@ -20,7 +20,7 @@ from .errors import at_least, bad, check_flag
 from .interrupt import blaming_ctrl_c, interruptible
 from .loader import make_loader
 from .loop import Loop
-from .modes import place, unchanged_on_error
+from .modes import check_recording, place, unchanged_on_error
 from .processes import agree, count, first_alone, naming_the_lost, rank, several, shared_device
 from .progress import aside, progress_bar
 from .provenance import provenance
@@ -151,6 +151,7 @@ def fit(
     check_options(options)
     epochs, batch_size, seed = (options[name] for name in ("epochs", "batch_size", "seed"))
     check_network(model, "fit(model, defense, data)")
+    check_recording("fit")
     check_defense("defense", defense, "fit(model, defense, data)")
     if on_epoch is not None and not callable(on_epoch):
         bad("on_epoch", on_epoch, "a function of the epoch's record")
@@ -195,6 +196,7 @@ def fit(
     if on_gpu:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]  # for tensor cores
     with contextlib.ExitStack() as closing:  # last of all, so that an error there loses nothing
+        closing.enter_context(torch.enable_grad())  # also where the caller needs none
         checkpoints = None
         if out is not None:
             folder = Path(out)

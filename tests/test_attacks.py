@@ -227,11 +227,21 @@ def test_a_softmaxed_model_is_refused():
         fgsm(model, *batch(dtype=torch.float32), LINF)
 
 
-def test_attacks_work_inside_no_grad_and_inference_mode():
+def test_attacks_work_inside_no_grad():
     model, (x, y) = curved(8), batch(8)
     expected = pgd(model, x, y, LINF)
     with torch.no_grad():
         assert torch.equal(pgd(model, x, y, LINF), expected)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "r_fgsm", "pgd", "apgd", "fab", "feature_attack", "r_fgsm_pgd"])
+def test_inference_mode_is_named_and_not_the_model(name):
+    data = at.load_data("digits")
+    x, model = data.test[:2].images(), at.build_model("small-cnn", data, width=2).eval()
+    y = model(x).argmax(1)  # so that there is something to break
+    with torch.inference_mode(), pytest.raises(at.errors.ModelError, match=r"^torch.inference_mode\(\) is on"):
+        getattr(at.attacks, name)(model, x, y, LINF)
+    assert getattr(at.attacks, name)(model, x, y, LINF).shape == x.shape
 
 
 def test_under_autocast_images_stay_float32_and_inside():

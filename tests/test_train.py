@@ -256,6 +256,29 @@ def test_a_schedule_without_a_name_and_with_numbers_of_numpy_is_written_with_its
     assert run.options["schedule"] == "partial" and run.history[0]["lr"] == 0.05
 
 
+@pytest.mark.parametrize("defense", [at.defenses.FastAT, at.defenses.GradAlign])
+def test_a_training_switches_gradients_on_by_itself(digits, defense):
+    here, there = small(digits), small(digits)
+    fit(here, defense(THREAT), digits, epochs=1, batch_size=512, validate_every=0)
+    with torch.no_grad():
+        fit(there, defense(THREAT), digits, epochs=1, batch_size=512, validate_every=0)
+        assert not torch.is_grad_enabled()
+    assert same(weights(here), weights(there))
+
+
+def test_inference_mode_is_named_before_training_and_judging(digits):
+    model = small(digits)
+    calls = {
+        "fit": lambda: fit(model, at.defenses.FastAT(THREAT), digits, epochs=1),
+        "an attack": lambda: at.evaluate(model, digits, THREAT),
+        "diagnose": lambda: at.diagnose(model, digits, THREAT),
+    }
+    for name, call in calls.items():
+        message = rf"torch.inference_mode\(\) is on, .* {name} needs those: call it outside"
+        with torch.inference_mode(), pytest.raises(at.errors.ModelError, match=message):
+            call()
+
+
 def test_a_failing_defense_may_still_tidy_up(digits):
     class Failing(at.defenses.Standard):
         tidied = 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..checks import check_images, check_labels, check_model, check_threat
 from ..dataset import Split
 from ..errors import DataError, ModelError, at_least, bad, is_real
+from ..modes import check_recording
 from ..second_order import TwiceDifferentiable
 from ..survey import extremes
 from ..threat import Threat
@@ -46,6 +47,7 @@ def input_gradient(
         logits = model(x)
     value = loss(logits.to(x.dtype)).sum()  # under autocast the loss is float32 again
     if not value.requires_grad:
+        check_recording("an attack")
         raise ModelError(NO_GRADIENT)
     (gradient,) = torch.autograd.grad(value, x, create_graph=differentiable)
     return gradient, logits.detach()

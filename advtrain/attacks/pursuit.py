@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..modes import check_recording
 
 Loss = Callable[[Tensor], Tensor]
 """Logits (B, K) to one value per image (B,)."""
@@ -86,9 +87,10 @@ class Passes:
     def sees(self, values: Tensor) -> bool:
         """Whether autograd can follow values back; an error if it cannot and the search is not meant to be `blind`."""
         if not (values.requires_grad or self.blind):
+            check_recording("an attack")
             raise ModelError(
                 "the model's output has no gradient with respect to its images, which this attack needs: something in "
-                "it detaches or rounds, or all runs under torch.inference_mode(); at.diagnose(model, ...) says more"
+                "it detaches or rounds, or runs under torch.inference_mode(); at.diagnose(model, ...) says more"
             )
         return values.requires_grad
 

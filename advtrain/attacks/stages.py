@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, at_least
-from ..modes import attacking
+from ..modes import attacking, check_recording
 from ..rng import Rng, as_rng
 from ..threat import Threat
 from .gradient import check_attack
@@ -59,6 +59,7 @@ def run_pgd(
     def climb(logits: Tensor) -> Tensor:
         values = ascent(logits, state.y, state.target)
         if not values.requires_grad:
+            check_recording("an attack")
             raise ModelError(
                 "the model's output has no gradient at the images: something in it detaches, rounds or runs under "
                 "torch.no_grad(), and an attack by gradients would call it robust"

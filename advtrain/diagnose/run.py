@@ -11,7 +11,7 @@ from ..checks import check_model, check_threat
 from ..data import Dataset, Split, as_split, order_of
 from ..dataset import check_seed
 from ..errors import ModelError, at_least, check_flag, check_kind
-from ..modes import place
+from ..modes import check_recording, place
 from ..progress import progress_bar
 from ..recipe import check_network
 from ..report import Row
@@ -78,6 +78,7 @@ def diagnose(
         ArgumentError, DataError, ModelError: see `advtrain.errors`.
     """
     check_network(model, "diagnose(model, data, threat)")
+    check_recording("diagnose")
     if surrogate is not None:
         check_kind("surrogate", surrogate, nn.Module, "a network that answers the same question, or None")
     images, batch_size = at_least("images", images, 1), at_least("batch_size", batch_size, 1)
