@@ -16,7 +16,7 @@ import numpy as np
 
 from .checks import check_classes
 from .data_known import SOURCES, Source
-from .data_order import order_of
+from .data_order import digest_of, order_of
 from .data_sources import data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split, check_augment
 from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_seed, count_classes
@@ -32,6 +32,7 @@ __all__ = [
     "as_split",
     "data_names",
     "data_root",
+    "digest_of",
     "fetch",
     "load_data",
     "locate",

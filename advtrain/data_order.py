@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,24 @@ def order_of(split: Split) -> Tensor:
     Args:
         split: the images; its `salt` is that of the hash. They are looked at a few at a time.
     """
+    return hash_order(_all_hashes(split), split.y, split.salt)
+
+
+def digest_of(split: Split) -> str:
+    """SHA-256 of images and labels in their order: one pair and another are the same if theirs is.
+
+    Levels 0..255 and floats that are these levels over 255 are the same images.
+
+    Args:
+        split: the images, looked at a few at a time.
+    """
+    labels = split.y.cpu().numpy().astype("<i8").tobytes()
+    return hashlib.sha256(_all_hashes(split).tobytes() + labels).hexdigest()
+
+
+def _all_hashes(split: Split) -> np.ndarray[Any, Any]:
     parts = (few.detach().cpu() for block in split.blocks() for few in block.split(64))
-    return hash_order(np.concatenate([_hashes(part) for part in parts]), split.y, split.salt)
+    return np.concatenate([_hashes(part) for part in parts])
 
 
 def _hashes(x: Tensor) -> np.ndarray[Any, Any]:

@@ -15,7 +15,7 @@ from .attacks.gradient import check_box, check_room, input_gradient
 from .attacks.losses import cross_entropy
 from .autoattack import VERSIONS, judge_split
 from .checks import check_model, check_threat
-from .data import Split, as_split, order_of
+from .data import Split, as_split, digest_of, order_of
 from .errors import ModelError, at_least, bad, check_flag, check_kind, is_real, one_of
 from .modes import attacking, evaluating, place
 from .progress import progress_bar
@@ -225,7 +225,7 @@ def evaluate(
         )  # fmt: skip
 
     plan = [("clean", None, ""), ("fgsm", fgsm, "one step of ε"), ("pgd", pgd, protocol.describe(threat))]
-    report = Report(threat)
+    report = Report(threat, images=digest_of(split))
     with progress_bar(progress, total=len(plan) * len(split), unit="img", desc="evaluate") as bar:
         for name, attack, details in plan:
             bar.set_description(f"evaluate {name}")

@@ -87,11 +87,13 @@ class Report:
         threat: what the attacker was allowed.
         rows: one `Row` for the clean images, and one for each attack.
         warnings: what speaks against trusting the figures, such as vanishing gradients that AutoAttack met; by name.
+        images: SHA-256 of the images and labels in their order, where it is known; see `advtrain.data.digest_of`.
     """
 
     threat: Threat
     rows: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list, kw_only=True)
+    images: str | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> float:
         return self.row(name).accuracy
@@ -110,13 +112,20 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; `Report.from_dict` reads them."""
         rows = [row.to_dict() for row in self.rows]
-        return {"threat": asdict(self.threat), "rows": rows, "warnings": list(self.warnings), "notes": self.notes}
+        told = {"threat": asdict(self.threat), "rows": rows, "warnings": list(self.warnings), "notes": self.notes}
+        return told if self.images is None else {**told, "images": self.images}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Report:
-        """The report that `to_dict` wrote; older files know no warnings."""
-        rows = [Row.from_dict(row) for row in value["rows"]]
-        return cls(Threat(**value["threat"]), rows, warnings=list(value.get("warnings", [])))
+        """The report that `to_dict` wrote; older files know neither warnings nor images.
+
+        Raises:
+            ArgumentError: see `Row.from_dict`.
+        """
+        rows, images = [Row.from_dict(row) for row in value["rows"]], value.get("images")
+        if images is not None:
+            check_kind("images", images, str, "they are a SHA-256 in hexadecimal digits")
+        return cls(Threat(**value["threat"]), rows, warnings=list(value.get("warnings", [])), images=images)
 
     def _cells(self) -> list[tuple[str, str, str, str]]:
         return [

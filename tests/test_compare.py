@@ -266,3 +266,29 @@ def test_what_is_not_judged_alike_is_told():
     found = at.compare(report(80, details="50 steps, 10 restarts"), report(70, details="20 steps, 1 restart"))
     assert "They are not judged alike: 50 steps, 10 restarts; 20 steps, 1 restart." in str(found)
     assert at.compare(report(80, threat=at.Threat("linf", 0.1)), report(70), metric="clean")[0].difference.mean == 0
+
+
+def test_reports_on_other_images_are_not_paired(tmp_path):
+    data, model = at.load_data("digits"), at.build_model("small-cnn", at.load_data("digits"), width=2)
+    protocol = at.Protocol(steps=1, restarts=1)
+    val = data.val[:20]
+    pairs = {
+        "one": val,
+        "same": (val.images(), val.y),  # the same images as floats
+        "other": data.train[:20],
+        "turned": val[list(range(19, -1, -1))],
+        "labelled": (val.x, val.y.roll(1)),
+    }
+    reports = {name: at.evaluate(model, pair, LINF, protocol=protocol) for name, pair in pairs.items()}
+    assert at.compare(reports["one"], reports["same"])["a", "b"].difference.mean == 0
+    for name in ("other", "turned", "labelled"):
+        for again in (reports[name], Report.from_dict(json.loads(json.dumps(reports[name].to_dict())))):
+            with pytest.raises(
+                at.errors.ArgumentError, match=r"runs\['a'\]\[0\] and runs\['b'\]\[0\] are judged"
+            ):
+                at.compare(reports["one"], again)
+    old = reports["other"].to_dict()
+    del old["images"]
+    assert len(at.compare(reports["one"], Report.from_dict(old))) == 1, "an older report does not tell"
+    with pytest.raises(at.errors.ArgumentError, match="images=3 is not a str"):
+        Report.from_dict({**old, "images": 3})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attacks.gradient import check_box
 from ..attacks.pursuit import Passes
 from ..checks import are_probabilities, check_labels, check_model, check_threat
-from ..data import Split, as_split, order_of
+from ..data import Split, as_split, digest_of, order_of
 from ..errors import at_least, check_flag, check_path
 from ..files import check_writable
 from ..modes import attacking, place
@@ -167,6 +167,7 @@ def judge_split(
         threat, rows_of([(stage.name, str(stage)) for stage in plan], done.broken_by, version), version,
         tuple(stage.name for stage in plan), done.broken_by, kept.finish(),
         None if kept.path is None else str(kept.path), warnings=list(done.warnings), passes=dict(done.passes),
+        images=digest_of(split),
     )  # fmt: skip
 
 

@@ -84,6 +84,7 @@ class AutoAttackReport(Report):
         return cls(
             Threat(**value["threat"]), [Row.from_dict(row) for row in value["rows"]], value["version"],
             tuple(value["attacks"]), warnings=list(value["warnings"]), passes=dict(value["passes"]),
+            images=value.get("images"),
         )  # fmt: skip
 
 

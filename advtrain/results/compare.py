@@ -28,6 +28,7 @@ class _Entry(NamedTuple):
     threat: Threat
     rows: dict[str, Row]
     where: str
+    images: str | None = None
 
 
 def compare(
@@ -66,7 +67,7 @@ def compare(
 
     Raises:
         ArgumentError: fewer than two methods, no seed in common, a metric that is missing, runs judged under
-            different threats or on different numbers of images.
+            different threats, on different numbers of images, or on different images, where the reports tell.
         FileError: a run folder without a report.
     """
     if not (is_real(alpha) and 0 < alpha < 1):
@@ -141,7 +142,7 @@ def _entries(label: str, group: list[Any]) -> dict[int, _Entry]:
 
 def _entry(run: Any, where: str) -> _Entry:
     if isinstance(run, Report):
-        return _Entry(None, run.threat, {row.name: row for row in run.rows}, where)
+        return _Entry(None, run.threat, {row.name: row for row in run.rows}, where, run.images)
     if isinstance(run, Trial):
         if not run.finished:
             raise ArgumentError(f"{where} failed: {run.message}")
@@ -162,7 +163,7 @@ def _entry(run: Any, where: str) -> _Entry:
         seed = at_least("seed", read_json(folder / "config.json")["options"]["seed"], 0)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{where}: {folder} is damaged: {error!r}") from error
-    return _Entry(seed, report.threat, {row.name: row for row in report.rows}, where)
+    return _Entry(seed, report.threat, {row.name: row for row in report.rows}, where, report.images)
 
 
 def _check_rows(methods: Mapping[str, dict[int, _Entry]], metric: str) -> None:
@@ -183,11 +184,15 @@ def _check_rows(methods: Mapping[str, dict[int, _Entry]], metric: str) -> None:
 def _test(a: str, b: str, metric: str, left: dict[int, _Entry], right: dict[int, _Entry]) -> PairedTest:
     of_a, of_b = ({seed: entry.rows[metric].accuracy for seed, entry in side.items()} for side in (left, right))
     difference = paired(a, b, metric, of_a, of_b)
-    first, second = (side[difference.seeds[0]].rows[metric].verdicts for side in (left, right))
-    if len(difference.seeds) > 1 or first is None or second is None:
+    for first, second in ((left[seed], right[seed]) for seed in difference.seeds):
+        if first.images and second.images and first.images != second.images:
+            raise ArgumentError(f"{first.where} and {second.where} are judged on different images, or on the same in "
+                                "another order, and cannot be paired: judge both on one split")  # fmt: skip
+    one, other = (side[difference.seeds[0]].rows[metric].verdicts for side in (left, right))
+    if len(difference.seeds) > 1 or one is None or other is None:
         return PairedTest(difference)
-    first, second = first.cpu(), second.cpu()
-    counts = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
+    one, other = one.cpu(), other.cpu()
+    counts = int((one & ~other).sum()), int((other & ~one).sum()), len(one)
     return PairedTest(difference, counts)
 
 
