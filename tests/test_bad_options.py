@@ -48,6 +48,17 @@ def everywhere(names, kind, *rows):
     return [row for given, says in rows for row in wrong(each(names, **given), kind, (given, says))]
 
 
+def partly(network):
+    """A network of which a part is compiled."""
+    return nn.Sequential(torch.compile(network))
+
+
+def in_place(network):
+    """The network, compiled without another module around it."""
+    network.compile()
+    return network
+
+
 def late(step, total):
     """A schedule that does not take what it is given."""
     return at.schedules.Rate(step / total)
@@ -357,6 +368,15 @@ FIT = [
         ({"lr": NAN}, "lr=nan is not above 0 and finite: look where it was computed: it is no finite number"),
         ({"lr": [0.1, 0.01]}, "lr=[0.1, 0.01] is not above 0 and finite: one number, not several"),
         ({"schedule": "cycle"}, "schedule='cycle' is not one of constant, …: did you mean 'cyclic'?"),
+        ({"model": Made(lambda: torch.compile(net())), "defense": at.defenses.GradAlign(THREAT), "out": "new"},
+         "model='compiled' is not possible with gradalign: its second-order term needs an uncompiled backward pass: "
+         "take model._orig_mod"),
+        ({"model": Made(lambda: partly(net())), "defense": at.defenses.FastBAT(THREAT)},
+         "model.0='compiled' is not possible with fast-bat: its second-order term needs an uncompiled backward pass: "
+         "take model.0._orig_mod"),
+        ({"model": Made(lambda: in_place(net())), "defense": at.defenses.FastBAT(THREAT)},
+         "model='compiled' is not possible with fast-bat: its second-order term needs an uncompiled backward pass: "
+         "build the network without compile()"),
         ({"schedule": torch.optim.lr_scheduler.StepLR},
          "schedule=the class StepLR is not a function of (step, total, per_epoch): write one that returns "
          "at.schedules.Rate(factor), or take the name of one"),

@@ -283,9 +283,7 @@ def test_reports_on_other_images_are_not_paired(tmp_path):
     assert at.compare(reports["one"], reports["same"])["a", "b"].difference.mean == 0
     for name in ("other", "turned", "labelled"):
         for again in (reports[name], Report.from_dict(json.loads(json.dumps(reports[name].to_dict())))):
-            with pytest.raises(
-                at.errors.ArgumentError, match=r"runs\['a'\]\[0\] and runs\['b'\]\[0\] are judged"
-            ):
+            with pytest.raises(at.errors.ArgumentError, match=r"runs\['a'\]\[0\] and runs\['b'\]\[0\] are judged"):
                 at.compare(reports["one"], again)
     old = reports["other"].to_dict()
     del old["images"]
