@@ -39,10 +39,6 @@ class Holding(at.defenses.Standard):
     thing: Any = None
 
 
-def by_epoch(step, total, per_epoch):
-    return 0.1 ** (step // per_epoch + 1)
-
-
 def everywhere(names, kind, *rows):
     """The same mistakes in all functions of these names that can make them."""
     return [row for given, says in rows for row in wrong(each(names, **given), kind, (given, says))]
@@ -399,9 +395,6 @@ FIT = [
         ({"schedule": rate(1, 1.5)},
          "schedule(0, 1, 1).momentum=1.5 is not in [0, 1): None leaves that of the optimizer"),
         ({"schedule": None}, "schedule=None is not one of constant, …: write its name in quotes"),
-        ({"schedule": by_epoch},
-         "schedule=the function by_epoch is not a function that returns a Rate: it returned 0.1: write return "
-         "at.schedules.Rate(factor), of a finite number"),
         ({"optimizer": "SGD"}, "optimizer='SGD' is not one of sgd, adam, adamw: did you mean 'sgd'?"),
         ({"optimizer": torch.optim.SGD},
          "optimizer=the class SGD is not one of sgd, adam, adamw: write its name in quotes"),
