@@ -175,9 +175,9 @@ def test_what_the_page_says_of_what_helps_a_single_step():
     assert all(abs(pgd[name] - pgd["n-fgsm"]) < 1 for name in pgd if name.startswith("n-fgsm"))
     first, *others = sorted(pgd, key=pgd.get, reverse=True)
     apart = [(a, b) for a in pgd for b in pgd if pgd[a] - pgd[b] >= 2.95]
-    assert first.startswith("fast-bat") and apart == [(first, "n-fgsm, averaged")]
+    assert first.startswith("fast-bat") and apart == [(first, "n-fgsm, averaged"), (first, "nuat, averaged")]
     most, *less = sorted(clean, key=clean.get, reverse=True)
-    assert most.startswith("nuat") and 3.5 < clean[most] - clean[less[0]] < 4
+    assert most.startswith("nuat") and 4 < clean[most] - clean[less[0]] < 5
     costs = {name: run.forwards for name, run in runs.items()}
     assert 2 < costs[first] / costs["n-fgsm"] < 2.5
 
