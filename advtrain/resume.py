@@ -180,18 +180,22 @@ def begun(folder: Path, told: dict[str, Any]) -> dict[str, Any] | None:
     return {"finished": True}
 
 
-def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+def check_same(
+    before: dict[str, Any], now: dict[str, Any], folder: Path,
+    hint: str = "to resume it, tell fit the same; or train anew with overwrite=True",
+) -> None:  # fmt: skip
     """Refuse to go on with a training under another name.
 
     Args:
         before: what the run began with.
         now: what this one was told; what `before` does not have is not compared.
         folder: of the run, for the message.
+        hint: what to do where they differ.
 
     Raises:
         ArgumentError: naming the first difference.
     """
-    before, now = (json.loads(json.dumps(each)) for each in (before, now))
+    before, now = (json.loads(json.dumps(each, default=repr)) for each in (before, now))
     for part, old in before.items():
         new = now.get(part)
         pairs = {part: (old, new)}
@@ -200,7 +204,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> Non
         for name, (theirs, ours) in pairs.items():
             if theirs != ours:
                 accepted = f"what the run in {folder} began with, {shown(theirs)}"
-                bad(name, ours, accepted, "to resume it, tell fit the same; or train anew with overwrite=True")
+                bad(name, ours, accepted, hint)
 
 
 def fingerprint(images: Split, looked_at: int = 256) -> str:

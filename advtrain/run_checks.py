@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
-from .errors import AdvtrainError, FileError, is_real
+from .checks import check_model
+from .data import Dataset
+from .errors import AdvtrainError, AdvtrainWarning, ArgumentError, FileError, ModelError, is_real
 from .models import Classifier, build_model
+from .modes import place
+from .resume import images_of
 
 CONFIG = {"status": str, "best_epoch": int, "notes": list, "defense": dict, "options": dict}
 RECORD = ("loss", "accuracy", "lr", "seconds", "val_clean", "val_fgsm", "val_pgd")
@@ -89,6 +95,38 @@ def network_of(folder: Path, spec: dict[str, Any]) -> Classifier:
         text = f"{other[0]} is {wanted.get(other[0])} in the one and {found.get(other[0])} in the other"
         raise FileError(f"{path} and {weights.name} are of different networks, or damaged: {text}")
     return build_model(**spec)
+
+
+def check_data(folder: Path, model: nn.Module, data: Dataset, told: dict[str, Any], *, given: bool) -> None:
+    """Hold data against the run that is said to have been trained on them.
+
+    Args:
+        folder: of the run, for the message.
+        model: the network of the run, with its weights.
+        data: the data.
+        told: the run's provenance, which knows the images that it was trained on.
+        given: the caller gave them; else they were found where those of the run were.
+
+    Raises:
+        ArgumentError: given ones that the network cannot classify, of another shape or with more classes.
+
+    Warns:
+        AdvtrainWarning: the images to train on are not those of the run.
+    """
+    if given:
+        plain = getattr(model, "_orig_mod", model)  # which need not be compiled for two images
+        device, dtype = place(plain)
+        try:
+            check_model(plain, data.probe()[:2].to(device).images(dtype=dtype), data.num_classes, probabilities=True)
+        except ModelError as error:
+            raise ArgumentError(
+                f"data={data.name!r} is not what the run in {folder} was trained on: {error}"
+            ) from error
+    now, before = images_of(data.train).get("images"), told.get("images")
+    if now is not None and before is not None and now != before:
+        what = f"data={data.name!r} is" if given else f"{data.name} has changed since, and is"
+        text = f"{what} not what the run in {folder} was trained on: other images or labels, or split in another way"
+        warnings.warn(text, AdvtrainWarning, stacklevel=3)
 
 
 def _claim(holds: bool, path: Path, wrong: str) -> None:

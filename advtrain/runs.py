@@ -26,10 +26,11 @@ from .defenses import DEFENSES, from_config
 from .errors import AdvtrainError, FileError, bad, check_kind, check_path
 from .files import check_free_of, check_writable, read_json, write_json
 from .models.spec import spec_of
+from .modes import unchanged_on_error
 from .recipe import check_recorded, find_device
 from .report import count
-from .resume import claimed
-from .run_checks import check_run, network_of
+from .resume import check_same, claimed
+from .run_checks import check_data, check_run, network_of
 from .run_view import as_html, as_text
 from .threat import Threat
 from .weights import load_weights, save_weights
@@ -169,7 +170,11 @@ def load_run(
 
     Raises:
         FileError: no run there, or a damaged one.
-        ArgumentError: the model or the defense must be given, or the model given does not fit.
+        ArgumentError: the model or the defense must be given, or the model, the defense or the data given are not those
+            of the run.
+
+    Warns:
+        AdvtrainWarning: the images that the run was trained on are others by now, or not those given.
     """
     check_path("path", path, "run folder")
     for name, value, kind, hint in (
@@ -193,6 +198,9 @@ def load_run(
         known = DEFENSES.get(config["defense"]["name"])
         if defense is None and (known is None or known.__name__ != config["defense"]["class"]):
             bad("defense", None, "given", f"this run's {config['defense']['class']} is not part of this package")
+        if defense is not None:
+            before = {key: value for key, value in config["defense"].items() if key != "class"}  # it may have moved
+            check_same(before, defense.config, folder, "give the defense that it was trained with")
         if model is None and not config["model"]:
             bad("model", None, "given", "this run's network is not as build_model makes it: pass one like it")
         try:
@@ -209,7 +217,10 @@ def load_run(
         spec = config["data"] and {**config["data"], "download": False}  # whoever wrote the file, nothing is fetched
     except (KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{folder / 'config.json'} is damaged: {error!r}") from error
-    at = load_weights(run.model, folder / "model.safetensors")
+    with unchanged_on_error(model):
+        at = load_weights(model, folder / "model.safetensors")
+        if data is not None:
+            check_data(folder, model, data, told, given=True)
     if at.keys() >= {"epoch", "epochs"}:  # they are written before what speaks of them, so they know best
         if not all(re.fullmatch(r"\d{1,9}", at[key], re.ASCII) for key in ("epoch", "epochs")):
             raise FileError(f"{folder / 'model.safetensors'} is damaged: it is of epoch {at['epoch'][:20]!r}")
@@ -221,5 +232,6 @@ def load_run(
         try:
             run.data = load_data(**spec)
         except (AdvtrainError, TypeError, OSError):
-            run.data = None  # a set that is not on this machine any more: the weights are still of use
+            return run  # a set that is not on this machine any more: the weights are still of use
+        check_data(folder, model, run.data, told, given=False)
     return run

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -115,6 +116,58 @@ def test_a_defense_that_json_cannot_hold_is_trained_with_and_not_half_written(di
     assert not (tmp_path / "x").exists()
     plain = Weighted(THREAT, nested={"scales": (1, 2.5, None), "threat": THREAT})
     assert at.fit(model, plain, few, epochs=1, out=tmp_path / "x").path.exists()
+
+
+def test_what_is_given_to_load_a_run_is_held_against_it(run, digits):
+    def load(**given):
+        return at.load_run(run.path, **given)
+
+    pgd, other = at.defenses.PGD, at.Threat("linf", 0.1)
+    for defense, message in (
+        (
+            pgd(other, steps=2, label_smoothing=0.1),
+            "eps=0.1 is not what the run in .* began with, 0.3: give the defense",
+        ),
+        (
+            pgd(THREAT, steps=3, label_smoothing=0.1),
+            "steps=3 is not what the run in .* began with, 2: give the defense",
+        ),
+        (at.defenses.FGSM(THREAT), "name='fgsm' is not what the run in .* began with, 'pgd'"),
+    ):
+        with pytest.raises(at.errors.ArgumentError, match=message):
+            load(defense=defense)
+    assert load(defense=pgd(THREAT, steps=2, label_smoothing=0.1)).data is not None
+    x, y = at.Rng(0).uniform(torch.empty(60, 1, 9, 9), 0, 1), torch.arange(60) % 12
+    for data, message in (
+        (
+            at.as_dataset((x, y % 10), num_classes=10),
+            "data='own data' is not what the run in .* batch of shape .2, 1, 9",
+        ),
+        (at.as_dataset((x[..., :8, :8], y)), "data='own data' is not what the run in .* was trained on: .* 12 classes"),
+    ):
+        model = at.build_model("small-cnn", digits, width=4, seed=5)
+        before = model.head.weight.clone()
+        with pytest.raises(at.errors.ArgumentError, match=message):
+            load(data=data, model=model)
+        assert torch.equal(model.head.weight, before), "a refused call leaves no changed model"
+    with pytest.warns(
+        at.errors.AdvtrainWarning, match="data='digits' is not what the run in .* other images or labels"
+    ):
+        load(data=dataclasses.replace(digits, train=digits.train[:100]))
+
+
+def test_data_that_have_changed_since_the_training_are_noticed(tmp_path):
+    x = at.Rng(0).uniform(torch.empty(60, 1, 8, 8), 0, 1).mul(255).byte().numpy()
+    y = numpy.arange(60) % 3
+    numpy.savez(tmp_path / "own.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    data = at.load_data(tmp_path / "own.npz")
+    at.fit(at.build_model("small-cnn", data, width=4), at.defenses.Standard(THREAT), data, epochs=1, out=tmp_path / "x")
+    assert len(at.load_run(tmp_path / "x").data.train) == len(data.train)
+    numpy.savez(tmp_path / "own.npz", x_train=255 - x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    with pytest.warns(
+        at.errors.AdvtrainWarning, match=r"own has changed since, and is not what the run in .* trained on"
+    ):
+        assert at.load_run(tmp_path / "x").data is not None
 
 
 def another_forward(model):

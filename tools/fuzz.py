@@ -184,7 +184,9 @@ class RunFolder(Target):
         return distort_safetensors(path, rng) if path.suffix == ".safetensors" else super().spoil(path, rng)
 
     def read(self, folder):
-        run = at.load_run(folder / "run")
+        with warnings.catch_warnings():  # of other images than it was trained on, as some damage has it
+            warnings.simplefilter("ignore", at.errors.AdvtrainWarning)
+            run = at.load_run(folder / "run")
         return str(run), repr(run), run._repr_html_()
 
 
