@@ -20,7 +20,7 @@ from .data_order import digest_of, order_of
 from .data_sources import data_names, data_root, fetch, locate, read
 from .data_user import as_dataset, as_split, check_augment
 from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_seed, count_classes
-from .errors import DataError, FileError, at_least, bad, check_flag
+from .errors import DataError, FileError, as_number, at_least, bad, check_flag
 from .mapped import MappedSplit
 
 __all__ = [
@@ -87,6 +87,7 @@ def load_data(
         DataError: a file of your own holds what must not be trained on.
     """
     seed, size = check_seed(seed), size if size is None else at_least("size", size, 1)
+    val = as_number(val)
     check_augment(augment)
     check_flag("download", download)
     path = locate(name, root, download)

@@ -18,7 +18,7 @@ from .data_rows import images as read_images
 from .data_rows import labels as read_labels
 from .data_rows import rows as read_rows
 from .dataset import MOST_CLASSES, Dataset, Split, assemble, check_shapes, count_classes, image_shape
-from .errors import DataError, bad, kind_of
+from .errors import DataError, as_number, bad, kind_of
 from .mapped import MappedSplit, is_mapped
 from .rng import global_draws
 from .survey import rows_of_a_block, statistics
@@ -126,11 +126,12 @@ def as_dataset(
     classes = class_names(inner) if classes is None else _names(classes)
     if not isinstance(name, str):
         bad("name", name, "text", "it is only what to call the data")
-    num_classes = num_classes if num_classes is not None or classes is None else len(classes)
+    num_classes = as_number(num_classes) if num_classes is not None or classes is None else len(classes)
     if num_classes is not None:
         _check_count(num_classes)
     train = None if stream else as_split(data, num_classes=num_classes, name="data")
-    parts: dict[str, Any] = {"val": val, "test": (0 if stream else 0.2) if test is None else test}
+    given = {"val": val, "test": (0 if stream else 0.2) if test is None else test}
+    parts: dict[str, Any] = {key: as_number(part) for key, part in given.items()}
     for key, part in parts.items():
         if stream and isinstance(part, (int, float)) and part and not (key == "val" and part == 0.1):  # the default
             hint = f"it keeps no images for it: pass those to use, or {key}=0"

@@ -7,9 +7,11 @@ any order, gives the same training, validation and test images in the same place
 from __future__ import annotations
 
 import hashlib
+import numbers
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -65,10 +67,9 @@ class Split:
         """Of the pixels, as they are stored."""
         return self.x.dtype
 
-    def __getitem__(self, index: slice | Tensor | list[int] | int) -> Split:
+    def __getitem__(self, index: slice | Tensor | list[int] | SupportsIndex) -> Split:
         """The images at `index` (a slice, positions, or a mask), as a `Split`; of one number, a split of one image."""
-        if isinstance(index, int):
-            index = [range(len(self))[index]]
+        index = rows_at(index, len(self))
         return Split(self.x[index], self.y[index], self.salt)
 
     def to(self, device: torch.device | str) -> Split:
@@ -172,6 +173,12 @@ def as_float(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     x = x.to(dtype if dtype.itemsize >= 4 else torch.float32)
     whole = 255 if x.device.type == "cpu" else torch.full((), 255, dtype=x.dtype, device=x.device)
     return x.div_(whole).to(dtype)
+
+
+def rows_at(index: Any, n: int) -> Any:
+    """An index of `n` images, one number of any type as a list of one."""
+    one = isinstance(index, numbers.Integral) or getattr(index, "ndim", None) == 0
+    return [range(n)[operator.index(index)]] if one else index
 
 
 def count_of(share: float | int, n: int, name: str) -> int:

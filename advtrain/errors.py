@@ -248,3 +248,14 @@ def is_finite(value: Any) -> bool:
         return is_real(value) and math.isfinite(value)
     except OverflowError:  # an integer beyond all floats
         return False
+
+
+def as_number(value: Any) -> Any:
+    """A number of any type, such as NumPy's, as one that JSON knows; anything else, also a bool, as it came.
+
+    Args:
+        value: whatever the caller was given.
+    """
+    if not is_real(value):
+        return value
+    return operator.index(value) if isinstance(value, numbers.Integral) else float(value)

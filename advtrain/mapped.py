@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import numbers
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import Split, as_float
+from .dataset import Split, as_float, rows_at
 from .errors import DataError, bad, kind_of
 from .survey import rows_of_a_block
 
@@ -67,10 +68,9 @@ class MappedSplit(Split):
         """Of the pixels, as they are stored."""
         return self.pixels.dtype
 
-    def __getitem__(self, index: slice | Tensor | list[int] | int) -> MappedSplit:
+    def __getitem__(self, index: slice | Tensor | list[int] | SupportsIndex) -> MappedSplit:
         """The images at `index` (a slice, positions, or a mask), not read yet."""
-        if isinstance(index, int):
-            index = [range(len(self))[index]]
+        index = rows_at(index, len(self))
         index = index.cpu() if isinstance(index, Tensor) else index
         same: dict[str, Any] = {"checked": self.checked, "salt": self.salt}
         if self.rows is not None:
@@ -112,7 +112,7 @@ class MappedSplit(Split):
 
     def images(self, index: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Pixels as floats in [0, 1], all of them or those at `index`, in memory of their own."""
-        if isinstance(index, int):
+        if isinstance(index, numbers.Integral) or getattr(index, "ndim", None) == 0:
             return self[index].images(dtype=dtype)[0]
         chosen = self if index is None else self[index]
         pixels = chosen.x

@@ -1,5 +1,7 @@
 """The caller's own images: one form from many, and a refusal for what is no data."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from images import some_images
 from torch.utils.data import DataLoader, TensorDataset
 
 from advtrain import data_rows, fit
-from advtrain.data import Split, as_dataset, as_split, load_data
+from advtrain.data import MappedSplit, Split, as_dataset, as_split, load_data
 from advtrain.defenses import Standard
 from advtrain.errors import AdvtrainWarning, ArgumentError, DataError
 from advtrain.models import build_model
@@ -220,6 +222,29 @@ def test_classes_to_judge_by_are_those_of_training(part):
         with pytest.raises(DataError, match=rf"{part} y=\[3\] is not among the classes .* num_classes=4"):
             as_dataset(data, **{part: other})
         assert as_dataset(data, **{part: other}, num_classes=4).num_classes == 4
+
+
+def test_numbers_of_numpy_are_numbers():
+    x, y = some_images(20)
+    plain = as_dataset((x, y), val=3, test=0.25, num_classes=int(y.max()) + 1)
+    same = as_dataset((x, y), val=np.int64(3), test=np.float32(0.25), num_classes=y.max() + 1)
+    assert same.num_classes == plain.num_classes and type(same.num_classes) is int
+    for name in ("train", "val", "test"):
+        assert getattr(same, name).x.equal(getattr(plain, name).x)
+    assert json.dumps(load_data("digits", val=np.int64(100)).spec) == json.dumps(load_data("digits", val=100).spec)
+    with pytest.raises(ArgumentError, match=r"val=True is not a share in \[0, 1\) or a count"):
+        as_dataset((x, y), val=True)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("kind", [int, np.int64, np.array, torch.tensor])
+def test_a_split_of_one_number_is_one_image(kind, mapped):
+    x, y = torch.rand(6, 1, 4, 4), torch.arange(6)
+    split = (MappedSplit if mapped else Split)(x, y)
+    assert split[kind(3)].x.equal(x[3:4]) and split[kind(-2)].y.tolist() == [4]
+    assert split.images(kind(3)).equal(x[3])
+    with pytest.raises(IndexError, match="out of range"):
+        split[kind(6)]
 
 
 def test_a_data_set_that_is_there_is_augmented_and_nothing_else_of_it_changes():
