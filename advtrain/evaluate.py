@@ -137,25 +137,27 @@ def check_gradient(model: nn.Module, part: Split, dtype: torch.dtype) -> None:
         )
 
 
-def check_subject(model: nn.Module, split: Split, threat: Threat, batch_size: int) -> Tensor:
-    """Refuse what `evaluate` cannot judge; else the order in which it judges the images. Costs one gradient of a batch.
+def check_subject(model: nn.Module, split: Split, threat: Threat, batch_size: int) -> tuple[Tensor, int]:
+    """Refuse what `evaluate` cannot judge; else the order in which it judges the images, and the number of logits.
+
+    Costs one gradient of a batch.
 
     Args:
         model, threat, batch_size: as in `evaluate`.
         split: the images.
 
     Returns:
-        (N,) int64, see `advtrain.data.order_of`.
+        (N,) int64, see `advtrain.data.order_of`; and how many logits the model returns.
     """
     at_least("batch_size", batch_size, 1)
     check_threat(threat)
     check_kind("model", model, nn.Module, "the order is evaluate(model, data, threat)")
     device, dtype = place(model)
     order = order_of(split)
-    check_model(model, split[order[:2]].to(device).images(dtype=dtype), int(split.y.max()) + 1)
+    classes = check_model(model, split[order[:2]].to(device).images(dtype=dtype), int(split.y.max()) + 1)
     check_box(split, threat)
     check_gradient(model, split[order[:batch_size]].to(device), dtype)
-    return order
+    return order, classes
 
 
 def evaluate(
@@ -212,7 +214,7 @@ def evaluate(
     seed = at_least("seed", seed, 0)
     check_flag("progress", progress, none="a bar where somebody watches")
     split = as_split(data)
-    order = check_subject(model, split, threat, batch_size)
+    order, classes = check_subject(model, split, threat, batch_size)
     check_room("step_size", protocol.step_size, threat, split.shape[1:])
 
     def fgsm(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
@@ -225,7 +227,7 @@ def evaluate(
         )  # fmt: skip
 
     plan = [("clean", None, ""), ("fgsm", fgsm, "one step of ε"), ("pgd", pgd, protocol.describe(threat))]
-    report = Report(threat, images=digest_of(split))
+    report = Report(threat, classes=classes, images=digest_of(split))
     with progress_bar(progress, total=len(plan) * len(split), unit="img", desc="evaluate") as bar:
         for name, attack, details in plan:
             bar.set_description(f"evaluate {name}")

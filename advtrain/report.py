@@ -87,12 +87,14 @@ class Report:
         threat: what the attacker was allowed.
         rows: one `Row` for the clean images, and one for each attack.
         warnings: what speaks against trusting the figures, such as vanishing gradients that AutoAttack met; by name.
+        classes: how many the network tells apart, where it is known: what guessing reaches depends on it.
         images: SHA-256 of the images and labels in their order, where it is known; see `advtrain.data.digest_of`.
     """
 
     threat: Threat
     rows: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list, kw_only=True)
+    classes: int | None = field(default=None, kw_only=True, repr=False, compare=False)
     images: str | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> float:
@@ -106,26 +108,30 @@ class Report:
     @property
     def notes(self) -> list[str]:
         """What the figures mean, one sentence each, the warnings first."""
-        words = interpret({row.name: row for row in self.rows}, warned=bool(self.warnings))
+        words = interpret({row.name: row for row in self.rows}, warned=bool(self.warnings), classes=self.classes)
         return [f"Warning: {text}" for text in self.warnings] + words
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; `Report.from_dict` reads them."""
         rows = [row.to_dict() for row in self.rows]
         told = {"threat": asdict(self.threat), "rows": rows, "warnings": list(self.warnings), "notes": self.notes}
-        return told if self.images is None else {**told, "images": self.images}
+        known = {"classes": self.classes, "images": self.images}
+        return told | {key: value for key, value in known.items() if value is not None}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Report:
-        """The report that `to_dict` wrote; older files know neither warnings nor images.
+        """The report that `to_dict` wrote; older files know neither warnings nor classes nor images.
 
         Raises:
             ArgumentError: see `Row.from_dict`.
         """
-        rows, images = [Row.from_dict(row) for row in value["rows"]], value.get("images")
+        rows = [Row.from_dict(row) for row in value["rows"]]
+        classes, images = value.get("classes"), value.get("images")
+        classes = classes if classes is None else at_least("classes", classes, 1)
         if images is not None:
             check_kind("images", images, str, "they are a SHA-256 in hexadecimal digits")
-        return cls(Threat(**value["threat"]), rows, warnings=list(value.get("warnings", [])), images=images)
+        warnings = list(value.get("warnings", []))
+        return cls(Threat(**value["threat"]), rows, warnings=warnings, classes=classes, images=images)
 
     def _cells(self) -> list[tuple[str, str, str, str]]:
         return [
@@ -175,7 +181,7 @@ NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
 """How norms are written."""
 
 
-def interpret(rows: dict[str, Row], *, warned: bool = False) -> list[str]:
+def interpret(rows: dict[str, Row], *, warned: bool = False, classes: int | None = None) -> list[str]:
     """Words for a set of accuracies: what FGSM and PGD together say about gradient masking.
 
     The measure is the share that PGD takes from what FGSM leaves correct. An honest model loses some of it, the more
@@ -184,6 +190,7 @@ def interpret(rows: dict[str, Row], *, warned: bool = False) -> list[str]:
     Args:
         rows: by name.
         warned: whether AutoAttack gave warnings: then nothing is called robust here.
+        classes: how many the network tells apart; ten if nobody knows.
     """
     if not {"fgsm", "pgd"} <= rows.keys():
         return []
@@ -193,9 +200,12 @@ def interpret(rows: dict[str, Row], *, warned: bool = False) -> list[str]:
         words = f"Gradient masking: {figures}. The model fools the single step; its FGSM accuracy says nothing."
     elif fgsm.correct < pgd.correct:
         words = f"Odd: {figures}. Either its steps are too few and short to cross the ball, or gradients are masked."
-    elif "clean" in rows and rows["clean"].accuracy < GUESSED and pgd.accuracy < 0.05:
+    elif "clean" in rows and rows["clean"].accuracy < guessed(classes or 10) and pgd.accuracy < 0.05:
         clean = f"{rows['clean'].accuracy:.1%} of the clean images are right, so attacks have next to nothing to break"
         words = f"Nothing to judge: {clean}. Are these the classes in the network's order, and its normalisation?"
+    elif "clean" in rows and rows["clean"].accuracy < guessed(classes or 10) and rows["clean"].correct == pgd.correct:
+        clean = f"{rows['clean'].accuracy:.1%} of the clean images are right, and no attack changes any of it"
+        words = f"Nothing to judge: {clean}. Does the network give all images the same answer?"
     elif pgd.accuracy < 0.05:
         words = "Not robust: PGD breaks nearly every image."
     elif pgd.accuracy < (1 - CURVED) * fgsm.accuracy:
@@ -220,7 +230,18 @@ few points."""
 # What PGD takes of FGSM's accuracy, from which on there is talk of masking, or of curvature; and the FGSM accuracy
 # below which there is nothing to mask. On the digits at ε = 0.3, FGSM-AT is above MASKED and PGD-AT below (test_story).
 MASKED, CURVED, SIZEABLE = 2 / 3, 1 / 3, 0.3
-GUESSED = 0.15  # clean accuracy that guessing among ten classes may reach
+
+
+def guessed(classes: int) -> float:
+    """Clean accuracy that guessing may reach, in [0, 1]: half above chance, but no more than five points.
+
+    >>> guessed(2), guessed(10), guessed(100)
+    (0.55, 0.15, 0.015)
+
+    Args:
+        classes: how many there are.
+    """
+    return min(1.5 / classes, 1 / classes + 0.05)
 
 
 def masked(fgsm: float, pgd: float) -> bool:

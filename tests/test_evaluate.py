@@ -101,6 +101,40 @@ def test_the_words_follow_the_figures():
     assert not interpret(rows(4, 1, total=10))[0].startswith("Gradient masking")  # too few images to say so
 
 
+@pytest.mark.parametrize(
+    ("classes", "clean", "pgd", "words"),
+    [
+        (100, 120, 10, "Not robust"),  # twelve times what guessing reaches
+        (100, 12, 0, "Nothing to judge: 1.2%"),
+        (None, 120, 10, "Nothing to judge: 12.0%"),
+        (10, 120, 10, "Nothing to judge: 12.0%"),
+        (2, 500, 500, "Nothing to judge: 50.0% of the clean images are right, and no attack changes any of it. Does"),
+        (2, 700, 700, "No sign of gradient masking"),
+        (10, 100, 100, "Nothing to judge: 10.0%"),
+        (10, 500, 500, "No sign of gradient masking"),
+    ],
+)
+def test_what_guessing_reaches_depends_on_the_number_of_classes(classes, clean, pgd, words):
+    found = rows(pgd, pgd) | {"clean": Row("clean", clean, 1000)}
+    assert interpret(found, classes=classes)[0].startswith(words)
+
+
+def test_a_network_of_two_classes_that_gives_one_answer_is_not_judged(digits):
+    import json
+
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.stack([0 * x.flatten(1).sum(1), 0 * x.flatten(1).sum(1) + 2], 1)
+
+    x, y = digits.test[:40].images(), torch.arange(40) % 2
+    report = at.evaluate(Constant(), (x, y), THREAT, protocol=at.Protocol(steps=1, restarts=1))
+    assert report.classes == 2 and report.notes[0].startswith("Nothing to judge: 50.0%")
+    again = at.Report.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again.classes == 2 and again.notes == report.notes
+    old = {key: value for key, value in report.to_dict().items() if key not in ("classes", "images")}
+    assert at.Report.from_dict(old).classes is None
+
+
 def test_a_report_survives_json_and_renders(digits, model):
     import json
 

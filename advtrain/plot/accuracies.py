@@ -160,7 +160,7 @@ def eps_curve(
         bad("attack", attack, "one attack, or several of different names")
     figure, axes = canvas(ax, (6.4, 4.0))
     split = as_split(data)
-    order = check_subject(model, split, threat, batch_size)
+    order, _ = check_subject(model, split, threat, batch_size)
 
     def row(name: str, eps: float) -> Row:
         def perturb(x: Tensor, y: Tensor, rng: Rng) -> Tensor:
