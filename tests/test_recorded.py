@@ -19,7 +19,10 @@ FOLDER = Path(__file__).parents[1] / "book" / "results"
 SHIPPED = {name for name in experiments.names() if (FOLDER / f"{name}.json").exists()}
 
 
-DIVERGING = {"mnist-implicit": {"fast-bat (λ=1/α)", "fast-bat (λ=0.01)"}}  # which is what these runs have shown
+DIVERGING = {  # which is what these runs have shown
+    "mnist-implicit": {"fast-bat (λ=1/α)", "fast-bat (λ=0.01)"},
+    "cifar10-small-implicit": {"fast-bat (λ=0.001)"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +166,8 @@ def test_what_the_page_says_of_the_implicit_term_on_cifar():
         assert all(abs(runs[name][column] - runs[without][column]) < 0.01 for name in small)
         assert runs["fast-bat (λ=1/α)"][column] < runs[without][column] - 0.05
     shares = [runs[name].logs["implicit_share"] for name in (*small[1:], "fast-bat (λ=1/α)")]
-    assert shares[2] < 1 / 40 and 0.15 < shares[3] < 0.25
-    assert runs["fast-bat (λ=0.01)"]["pgd"] == 0 and runs["fast-bat (λ=0.001)"]["clean"] == 0.1
+    assert shares[2] < 1 / 40 and shares[3] == pytest.approx(1 / 17, abs=0.002)
+    assert runs["fast-bat (λ=0.01)"]["pgd"] == 0 and not runs["fast-bat (λ=0.001)"].finished
 
 
 def test_what_the_page_says_of_what_helps_a_single_step():
