@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,13 +85,13 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, resume: bool = False):
-        check_path("folder", folder, "folder")
+        place = check_path("folder", folder, "folder")
         check_flag("resume", resume)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise AdvtrainError("TensorBoard needs tensorboard: pip install tensorboard") from error
-        self.folder, self.resume, self._make = Path(folder), resume, SummaryWriter
+        self.folder, self.resume, self._make = place, resume, SummaryWriter
         self._writer: SummaryWriter | None = None
         self._check()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import warnings
 from pathlib import Path
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import AdvtrainWarning, FileError, bad
-from .files import atomic
+from .files import atomic, from_here
 
 FORMAT = "advtrain checkpoint 1"
 KEEP = 2
@@ -44,8 +45,14 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The files, newest first."""
+        if not os.path.isdir(self.folder):  # also of a name that no folder can have
+            return []
         found = [p for p in self.folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d+", p.stem)]
         return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+
+    def named(self) -> list[Path]:
+        """The files as somebody at work in the current folder would write them, newest first."""
+        return [from_here(path) for path in self.paths()]
 
     def write(self, step: int, state: dict[str, Any]) -> Path:
         """Write one, and remove all but the newest `KEEP`.

@@ -66,7 +66,7 @@ def read_weights(path: str | os.PathLike[str], key: str | None = None) -> tuple[
     """
     if not isinstance(path, (str, os.PathLike)):
         bad("weights", kind_of(path), "the name of a file", "model.load_state_dict(weights) takes tensors")
-    name, path = os.fspath(path), Path(path)
+    name, path = os.fspath(path), Path(os.path.expanduser(path))
     try:
         content = path.read_bytes()
     except OSError as error:

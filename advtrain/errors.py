@@ -12,6 +12,7 @@ import numbers
 import operator
 import os
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 _SHOWN = 100
@@ -213,17 +214,25 @@ def check_flag(name: str, value: Any, *, none: str = "") -> None:
         bad(name, kind_of(value), "True, False or None" if none else "True or False", hint)
 
 
-def check_path(name: str, value: Any, what: str = "file") -> None:
-    """Raise `ArgumentError` unless `value` can be a path.
+def check_path(name: str, value: Any, what: str = "file") -> Path:
+    """`value` as a path, in which `~` is the home folder; else `ArgumentError`.
+
+    Use what it returns: of the caller's text, `~` would be a folder of that name.
 
     Args:
         name: of the argument.
         value: what came.
         what: should be there.
     """
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not text or not isinstance(text, str):
         hint = "'.' is the current folder" if value == "" and what == "folder" else "write it as text, or as a Path"
         bad(name, kind_of(value), f"the path of a {what}", hint)
+    if "\0" in text:
+        bad(name, text, f"the path of a {what}", "no file can have a NUL character in its name")
+    if text.encode(errors="replace").decode() != text:
+        bad(name, text, f"the path of a {what}", "its name is not Unicode: rename what it leads through")
+    return Path(os.path.expanduser(text))
 
 
 def is_real(value: Any) -> bool:

@@ -75,7 +75,7 @@ def export(
         FileError: the folder cannot be written, or holds an earlier export.
     """
     check_network(model, "export(model, path)")
-    check_path("path", path, "folder")
+    folder = check_path("path", path, "folder")
     check_flag("overwrite", overwrite)
     if threat is not None:
         check_threat(threat)
@@ -92,7 +92,6 @@ def export(
     images = Rng(0, "export").uniform(torch.empty(3, *shape, dtype=place(network)[1]), 0, 1)
     classes = check_model(network, images, probabilities=True)
     program = _program(network, images)
-    folder = Path(path)
     check_free_of(folder, "config.json", "a run, whose weights these would replace")
     files = ("model.pt2", "model.safetensors", "README.md")
     for name in ("model.json",) if (folder / "model.json").exists() else files:

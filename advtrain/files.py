@@ -27,7 +27,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileError: the folder cannot be made or written to, or the disk is full.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
@@ -62,7 +62,7 @@ def locked(path: str | os.PathLike[str], *, stale: float = 60) -> Iterator[None]
     Raises:
         FileError: the folder cannot be made or written to.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         FileError: it is missing, unreadable, damaged, or nested too deeply.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist") from error
     except OSError as error:
@@ -135,8 +135,7 @@ def check_writable(folder: str | os.PathLike[str], *, holding: str, overwrite: b
     Raises:
         FileError: it cannot be written to, or it holds earlier results.
     """
-    check_path("out", folder, "folder")
-    folder = Path(folder)
+    folder = check_path("out", folder, "folder")
     if os.path.exists(folder / holding) and not overwrite:  # which never raises, as Path.exists may
         raise FileError(
             f"{folder} already holds a {holding} of an earlier run or export; choose another folder, or pass "
@@ -145,6 +144,8 @@ def check_writable(folder: str | os.PathLike[str], *, holding: str, overwrite: b
     if holding and os.path.isdir(folder / holding):
         raise FileError(f"cannot write {folder / holding}: it is a folder; choose another name")
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # of names that are too long it says so
+            os.lstat(folder / (f".{holding}.12345678.partial" if holding else ""))  # as `atomic` writes it
         there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         if not os.path.isdir(there):
             what = "it" if there == folder else there
@@ -171,9 +172,8 @@ def check_file(option: str, path: str | os.PathLike[str], *, overwrite: bool, ru
     Raises:
         FileError: naming the option.
     """
-    check_path(option, path)
-    path = Path(path)
-    in_run = run is not None and os.path.realpath(path.parent) == os.path.realpath(run)
+    path = check_path(option, path)
+    in_run = run is not None and os.path.realpath(path.parent) == os.path.realpath(check_path("out", run, "folder"))
     if path.name.lower() in RUN_FILES and (in_run or os.path.exists(path.parent / "config.json")):
         raise FileError(f"{option} {path} is a file that the run in {path.parent} consists of: choose another name")
     if os.path.lexists(path) and not (overwrite or os.path.isdir(path)):
@@ -192,8 +192,19 @@ def check_free_of(folder: str | os.PathLike[str], name: str, what: str) -> None:
     Raises:
         FileError: it is there.
     """
-    if (Path(folder) / name).exists():
+    if os.path.exists(check_path("out", folder, "folder") / name):
         raise FileError(f"{folder} holds {what}, as its {name} says: choose another folder")
+
+
+def from_here(path: Path) -> Path:
+    """A path as a person at work in the current folder would write it.
+
+    Args:
+        path: absolute, or as it was given.
+    """
+    with contextlib.suppress(ValueError, OSError):  # elsewhere, or there is no current folder any more
+        return path.relative_to(Path.cwd())
+    return path
 
 
 def digest_of(value: Any) -> str:

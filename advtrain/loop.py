@@ -186,7 +186,7 @@ class Loop:
         advice += ["compute in float32 (bf16=False)"] if self.bf16 else []
         text = f"{found.what} {where}): {', or '.join(advice)}"
         text += "" if found.step is None else ". The update was not made, nor any after it"
-        last = self.checkpoints.paths()[:1] if self.checkpoints else []
+        last = self.checkpoints.named()[:1] if self.checkpoints else []
         raise TrainingError(text + "".join(f"; the last good checkpoint is {path}" for path in last))
 
     def validate(self, split: Split) -> dict[str, float]:

@@ -264,5 +264,9 @@ def check_distinct(*files: tuple[str, Any]) -> None:
     """
     named: dict[str, str] = {}
     for option, path in files:
-        if path and (other := named.setdefault(os.path.normcase(os.path.realpath(path)), option)) != option:
+        if (
+            path
+            and (other := named.setdefault(os.path.normcase(os.path.realpath(os.path.expanduser(path))), option))
+            != option
+        ):
             raise click.UsageError(f"{other} and {option} name the same file, {path}: give each its own")

@@ -84,7 +84,7 @@ def opened(folder: Path, *, overwrite: bool, resume: bool) -> Iterator[None]:
     check()
     fresh = not folder.exists()
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove_if_empty, folder, fresh)
+        stack.callback(_remove_if_empty, folder.absolute(), fresh)
         stack.enter_context(claimed(folder))
         check()  # as it is now that nobody else changes it
         for name in ("model.safetensors", "history.json", "provenance.json", "config.json"):

@@ -104,8 +104,11 @@ class Run:
             FileError: the folder cannot be written, holds another run, or another training is writing to it.
         """
         check_recorded(self.defense)
-        folder = Path(path or self.path or bad("path", path, "a folder", "this run has none yet: run.save('runs/x')"))
-        if folder != self.path:
+        path = path or self.path or bad("path", path, "a folder", "this run has none yet: run.save('runs/x')")
+        folder = check_path("path", path, "folder")
+        if self.path is not None and folder.absolute() == self.path.absolute():
+            folder = self.path
+        else:
             check_writable(folder, holding="config.json", overwrite=overwrite)
             check_free_of(folder, "model.json", "an export, whose weights these would replace")
         with claimed(folder):
@@ -176,7 +179,7 @@ def load_run(
     Warns:
         AdvtrainWarning: the images that the run was trained on are others by now, or not those given.
     """
-    check_path("path", path, "run folder")
+    folder = check_path("path", path, "run folder")
     for name, value, kind, hint in (
         ("model", model, nn.Module, "a network like that of the run, or None for one of build_model"),
         ("defense", defense, Defense, "at.defenses.FastAT(threat), say, or None for one of this package"),
@@ -184,7 +187,7 @@ def load_run(
     ):
         if value is not None:
             check_kind(name, value, kind, hint)
-    folder, place = Path(path), find_device(device)
+    place = find_device(device)
     if not os.path.isfile(folder / "config.json"):  # which, unlike Path.is_file, also answers where nobody may look
         raise FileError(f"{folder} holds no run: there is no config.json in it")
     config = read_json(folder / "config.json")

@@ -16,7 +16,7 @@ from .checkpoint_files import Checkpoints
 from .checks import check_model
 from .data import as_dataset
 from .defense import Defense
-from .errors import at_least, bad, check_flag
+from .errors import at_least, bad, check_flag, check_path
 from .interrupt import blaming_ctrl_c, interruptible
 from .loader import make_loader
 from .loop import Loop
@@ -170,7 +170,8 @@ def fit(
             bad(name, value, "possible without validation", hint)
     every = None if checkpoint_every is None else at_least("checkpoint_every", checkpoint_every, 0, "0 writes none")
     check_resume(resume, every, out, overwrite)
-    if out is not None:
+    folder = None if out is None else check_path("out", out, "folder")
+    if folder is not None:
         check_recorded(defense)
     _, dtype = place(model)
     sample = data.probe().to(where).images(dtype=dtype)
@@ -198,14 +199,14 @@ def fit(
     with contextlib.ExitStack() as closing:  # last of all, so that an error there loses nothing
         closing.enter_context(torch.enable_grad())  # also where the caller needs none
         checkpoints = None
-        if out is not None:
-            folder = Path(out)
-            checkpoints = Checkpoints(folder / "checkpoints")
-            first_alone(lambda: closing.enter_context(opened(folder, overwrite=overwrite, resume=resume)))
-            run.path = folder if first else None
-        began = first_alone(lambda: begun(Path(out or ""), told_of(run, where))) if resume else None
+        given = folder or Path()
+        if folder is not None:
+            first_alone(lambda: closing.enter_context(opened(given, overwrite=overwrite, resume=resume)))
+            there = given.absolute()  # also where a callback changes the current folder
+            checkpoints, run.path = Checkpoints(there / "checkpoints"), there if first else None
+        began = first_alone(lambda: begun(given, told_of(run, where))) if resume else None
         if began and "finished" in began:
-            return load_run(Path(out or ""), model=model, defense=defense, data=data, device=str(where))
+            return load_run(given, model=model, defense=defense, data=data, device=str(where))
         for callback in callbacks if first else ():
             closing.callback(getattr(callback, "close", lambda: None))
         with contextlib.ExitStack() as stack:
@@ -222,7 +223,7 @@ def fit(
                 if several():  # set up alike; from here on, dropout draws for other images in each process
                     stack.enter_context(own_global_randomness(seed, where, "rank", rank()))
                 if began:
-                    with blaming_checkpoint(Path(out or "")):
+                    with blaming_checkpoint(given):
                         loop.load_state_dict(began)
                 else:
                     loop.checkpoint()  # so that there is something to go on from, whenever it is killed
@@ -265,6 +266,7 @@ def fit(
         model.eval()
         if run.path is not None:
             run.save()
+            run.path = given if given.absolute() == run.path else run.path  # as the caller wrote it
             if checkpoints is not None and run.status == "finished":
                 checkpoints.clear()
     return run

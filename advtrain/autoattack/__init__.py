@@ -124,8 +124,8 @@ def judge_split(
     check_flag("bf16", bf16)
     check_flag("progress", progress, none="a bar where somebody watches")
     if state is not None:
-        check_path("state", state)
-        check_writable(Path(state).parent, holding=Path(state).name, overwrite=True)
+        state = check_path("state", state)
+        check_writable(state.parent, holding=state.name, overwrite=True)
     check_examples(examples, state)
     batch_size = None if batch_size is None else at_least("batch_size", batch_size, 1)
     (device, dtype), order = place(model), order_of(split)

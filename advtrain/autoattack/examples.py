@@ -10,6 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from .. import errors
 from ..data import Split
 from ..errors import FileError, bad
 from ..files import check_writable
@@ -149,7 +150,7 @@ def check_path(where: str | os.PathLike[str], state: Path | None) -> Path:
     """A path for examples, or an error that says what is wrong with it."""
     if not isinstance(where, (str, os.PathLike)):
         bad("examples", where, "True, None or a path that ends in .npy", "such as 'adversarial.npy'")
-    path = Path(where)
+    path = errors.check_path("examples", where)
     if path.suffix != ".npy":
         bad("examples", str(where), "a path that ends in .npy", f"write {path.stem or 'adversarial'}.npy")
     if path.is_dir():

@@ -83,9 +83,10 @@ def reproduce(
     plans = experiment.plan(methods, seeds)
     check_flag("fresh", fresh)
     check_flag("judge", judge)
-    for name, path in (("out", out), ("root", root), ("keep", keep)):
-        if path is not None:
-            check_path(name, path, "results file" if name == "out" else "folder")
+    if root is not None:
+        check_path("root", root, "folder")
+    out = Path("runs") / f"{experiment.name}.json" if out is None else check_path("out", out, "results file")
+    keep = None if keep is None else check_path("keep", keep, "folder")
     if not callable(tell):
         bad("tell", tell, "a function of a line of text", "such as print")
     found = find_device(device)
@@ -94,7 +95,6 @@ def reproduce(
     at_least("workers", workers, 0)
     if time_limit is not None and not (is_real(time_limit) and 0 < time_limit < math.inf):
         bad("time_limit", time_limit, "above 0 and finite", "it is in minutes")
-    out = Path(out) if out is not None else Path("runs") / f"{experiment.name}.json"
     root = None if root is None else str(root)
     rehearse(plans, root)
     check_writable(out.parent, holding="", overwrite=True)

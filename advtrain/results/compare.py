@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ArgumentError, FileError, at_least, bad, check_kind, is_real, kind_of, one_of
+from ..errors import ArgumentError, FileError, at_least, bad, check_kind, check_path, is_real, kind_of, one_of
 from ..files import read_json
 from ..report import Report, Row
 from ..runs import Run
@@ -152,7 +151,7 @@ def _entry(run: Any, where: str) -> _Entry:
         raise ArgumentError(f"{where} is a run without a folder, and so without a verdict: give at.evaluate(...) of it")
     if not isinstance(path, (str, os.PathLike)):
         bad(where, kind_of(run), KINDS)
-    folder = Path(path)
+    folder = check_path(where, path, "run folder")
     if not (folder / "report.json").is_file():
         hint = (
             "advtrain evaluate writes one with --out" if (folder / "config.json").is_file() else "it is no run folder"

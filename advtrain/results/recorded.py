@@ -35,7 +35,6 @@ def recorded(name: str) -> Path:
 
 def locate(path: str | os.PathLike[str]) -> Path:
     """The file that `path` means: itself, or if it is a bare name, the recorded file of that name."""
-    check_path("path", path, "results file")
-    file = Path(path)
+    file = check_path("path", path, "results file")
     bare = not file.suffix and file.name == os.fspath(path) and not file.exists()
     return recorded(file.name) if bare else file
