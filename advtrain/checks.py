@@ -32,6 +32,20 @@ def check_threat(threat: Any) -> Threat:
     return threat
 
 
+def check_dense(x: Tensor, name: str) -> None:
+    """Refuse tensors that keep their numbers otherwise than one after the other, such as sparse ones.
+
+    Args:
+        x: any tensor.
+        name: how the caller calls it; its last word stands in the code of the hint.
+
+    Raises:
+        DataError: it is such a one.
+    """
+    if x.layout != torch.strided:
+        _refuse(f"{name}.layout", str(x.layout), "torch.strided", f"{name.split()[-1]}.to_dense()")
+
+
 def check_images(x: Tensor, *, name: str = "x") -> None:
     """Refuse anything but a batch of images: (B, C, H, W), uint8 in 0..255 or float in [0, 1].
 
@@ -47,6 +61,7 @@ def check_images(x: Tensor, *, name: str = "x") -> None:
     if not isinstance(x, Tensor):
         makes = "torch.stack(images)" if isinstance(x, (list, tuple)) else "torch.from_numpy(array)"
         _refuse(name, kind_of(x), "a torch.Tensor", f"{makes} makes one")
+    check_dense(x, name)
     shape, code = tuple(x.shape), name.split()[-1]
     if x.ndim != 4:
         hints = {3: f"for one image {code}[None]; for grey images {code}[:, None]", 2: "images, not vectors"}
@@ -93,6 +108,7 @@ def check_labels(y: Tensor, num_classes: int | None, *, name: str = "y", length:
     """
     if not isinstance(y, Tensor):
         _refuse(name, kind_of(y), "a torch.Tensor", "torch.as_tensor(labels) makes one")
+    check_dense(y, name)
     code = name.split()[-1]
     integers = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if y.ndim != 1:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_labels
+from .checks import check_dense, check_labels
 from .errors import DataError, bad
 from .mapped import check_plain, is_mapped
 
@@ -46,6 +46,8 @@ def images(x: Any, name: str) -> Any:
         if x.dtype.kind not in "uif" or (x.dtype.kind in "ui" and x.dtype != np.uint8):
             hint = "" if x.dtype.kind not in "ui" else "x.astype(np.uint8) if they are 0..255"
             bad(f"{name} x.dtype", str(x.dtype), "uint8 (0..255) or floating ([0, 1])", hint, kind=DataError)
+        if x.dtype.kind == "f" and x.dtype.itemsize > 8:  # which tensors do not know
+            bad(f"{name} x.dtype", str(x.dtype), "float64 or narrower", "x.astype(np.float32)", kind=DataError)
         if is_mapped(x):
             check_plain(x, f"{name} x")
         x = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
@@ -100,6 +102,7 @@ def rows(data: Any, name: str) -> Any:
                 )
             image = torch.from_numpy(array)
             image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+        check_dense(image, f"{name}[{index}]: image")
         if index == 0 and (size := image.nbytes * len(data)) > LIMIT:
             raise DataError(
                 f"{name} holds {size / 2**30:.1f} GiB of pixels, more than the {LIMIT / 2**30:g} GiB that are read "
@@ -136,14 +139,35 @@ def _label(label: Any, name: str) -> Tensor:
     return number.reshape(1)
 
 
+def check_pair(batch: Any, name: str) -> None:
+    """Refuse a batch of a `DataLoader` that is not two things.
+
+    Args:
+        batch: what it gave.
+        name: how to call it.
+
+    Raises:
+        DataError: it is something else, such as a dict.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return
+    hint = ""
+    if isinstance(batch, Mapping) and len(batch) > 1:
+        x, y = list(batch)[:2]
+        hint = f": give the DataLoader a collate_fn that returns one, such as batch[{x!r}], batch[{y!r}]"
+    elif isinstance(batch, (tuple, list)):
+        hint = f", but holds {len(batch)}"
+    raise DataError(f"{name} is a {type(batch).__name__}, not a pair (x, y){hint}")
+
+
 def join(batches: Any, name: str) -> tuple[Tensor, Tensor]:
     """Batches of (x, y) as two tensors."""
     xs: list[Tensor] = []
     ys: list[Tensor] = []
     size = 0
     for number, batch in enumerate(batches):
-        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-        if not pair or not all(isinstance(part, Tensor) for part in batch):
+        check_pair(batch, f"{name}: batch {number}")
+        if not all(isinstance(part, Tensor) for part in batch):
             raise DataError(f"{name}: batch {number} is not a pair of tensors (x, y)")
         x, y = batch
         if y.ndim != 1:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from .checks import check_classes, check_images, check_labels
-from .data_rows import class_names, join
+from .data_rows import check_pair, class_names, join
 from .data_rows import images as read_images
 from .data_rows import labels as read_labels
 from .data_rows import rows as read_rows
@@ -123,12 +123,17 @@ def as_dataset(
         return data if augment is None else _augmented(data, augment)
     name, augment = name or "own data", bool(augment)
     inner = data.dataset if stream else data
-    classes = class_names(inner) if classes is None else _names(classes)
+    own_names, classes = classes is None, class_names(inner) if classes is None else _names(classes)
     if not isinstance(name, str):
         bad("name", name, "text", "it is only what to call the data")
-    num_classes = as_number(num_classes) if num_classes is not None or classes is None else len(classes)
     if num_classes is not None:
+        num_classes = as_number(num_classes)
         _check_count(num_classes)
+    elif classes is not None:
+        if not 2 <= len(classes) <= MOST_CLASSES:
+            called, hint = ("data.classes", "give classes=['cat', 'dog'], say") if own_names else ("classes", "")
+            bad(called, list(classes), "the names of at least two classes", hint, kind=DataError)
+        num_classes = len(classes)
     train = None if stream else as_split(data, num_classes=num_classes, name="data")
     given = {"val": val, "test": (0 if stream else 0.2) if test is None else test}
     parts: dict[str, Any] = {key: as_number(part) for key, part in given.items()}
@@ -220,4 +225,5 @@ def _first(loader: DataLoader[Any], num_classes: int) -> Split:
         batch = next(iter(loader), None)
     if batch is None:
         raise DataError("the DataLoader is empty")
+    check_pair(batch, "the DataLoader's first batch")
     return as_split(batch, num_classes=num_classes, name="the DataLoader's first batch")

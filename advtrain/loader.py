@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from .checks import check_images, check_labels
+from .data_rows import check_pair
 from .data_user import as_split
 from .dataset import Dataset, Split, as_float, image_shape
 from .errors import DataError, at_least, bad
@@ -230,8 +231,7 @@ class StreamLoader:
             )
 
     def _checked(self, batch: Any, name: str) -> tuple[Tensor, Tensor]:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise DataError(f"{name} is a {type(batch).__name__}, not a pair (x, y)")
+        check_pair(batch, name)
         x, y = batch
         check_images(x, name=f"{name}: x")
         check_labels(y, self.num_classes, name=f"{name}: y", length=len(x))

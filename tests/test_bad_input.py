@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from wrong_calls import (
     CALLS,
     INF,
@@ -28,6 +29,19 @@ from wrong_calls import (
 
 import advtrain as at
 from advtrain.errors import ArgumentError, DataError, FileError, ModelError, bad
+
+
+def dicts():
+    """A loader of batches that are dicts."""
+    return DataLoader([{"image": images()[0], "label": 2}] * 4, 2)
+
+
+def named():
+    """A data set that knows the name of one class."""
+    data = TensorDataset(images(), labels())
+    data.classes = ["cat"]
+    return data
+
 
 # fmt: off
 THREATS = [
@@ -142,6 +156,12 @@ DATA = [
         ({"num_classes": "10"}, "num_classes='10' is not an integer in 2..100,000: write it without quotes"),
         ({"classes": ["cat", "dog"]},
          "data y='1 to 8' is not inside 0..1, for 2 classes: labels are class numbers, counted from 0"),
+        ({"classes": ["cat"]}, "classes=['cat'] is not the names of at least two classes"),
+        ({"data": Made(named)},
+         "data.classes=['cat'] is not the names of at least two classes: give classes=['cat', 'dog'], say"),
+        ({"data": Made(dicts), "test": None, "val": 0, "num_classes": 10},
+         "the DataLoader's first batch is a dict, not a pair (x, y): give the DataLoader a collate_fn that returns "
+         "one, such as batch['image'], batch['label']"),
         ({"classes": "abcdefghij"},
          "classes='abcdefghij' is not a list of names: such as ['cat', 'dog'], one for each class"),
         ({"classes": list("aabcdefghi")},

@@ -294,6 +294,47 @@ def test_labels_of_items_may_be_any_single_integer():
     assert as_split([(torch.rand(1, 8, 8), label) for label in labels]).y.tolist() == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (lambda x, y: (x.to_sparse(), y), "data x.layout"),
+        (lambda x, y: (x, y.to_sparse()), "data y.layout"),
+        (
+            lambda x, y: [(image.to_sparse(), int(label)) for image, label in zip(x, y, strict=True)],
+            r"data\[0\]: image",
+        ),
+    ],
+)
+def test_sparse_tensors_are_named(data, named):
+    with pytest.raises(DataError, match=rf"^{named}.*'torch.sparse_coo' is not torch.strided: .*to_dense\(\)"):
+        as_dataset(data(torch.rand(4, 1, 8, 8), torch.arange(4)))
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="here it is float64")
+def test_floats_that_tensors_do_not_know_are_named():
+    x, y = some_images(4)
+    with pytest.raises(DataError, match=r"data x.dtype='\w+' is not float64 or narrower: x.astype\(np.float32\)"):
+        as_split(((x / 255).astype(np.longdouble), y))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"image": torch.rand(1, 8, 8), "label": 1},
+            r"is a dict, not a pair \(x, y\): .* batch\['image'\], batch",
+        ),
+        ((torch.rand(1, 8, 8), 1, 2), r"is a list, not a pair \(x, y\), but holds 3"),
+    ],
+)
+def test_batches_that_are_no_pair_are_named(row, message):
+    loader = DataLoader([row] * 4, 2)
+    with pytest.raises(DataError, match=f"^data: batch 0 {message}"):
+        as_split(loader)
+    with pytest.raises(DataError, match=f"^the DataLoader's first batch {message}"):
+        as_dataset(loader, num_classes=2)
+
+
 def test_batches_of_one_hot_labels_are_named():
     loader = DataLoader(TensorDataset(torch.rand(4, 1, 8, 8), torch.eye(4)), 2)
     with pytest.raises(DataError, match=r"batch 0: y.shape=\(2, 4\) is not \(B,\): one-hot\? y.argmax\(1\)"):
