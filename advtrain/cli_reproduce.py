@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import sys
 import warnings
 from dataclasses import asdict
@@ -103,7 +104,9 @@ def reproduce_command(
                 fresh=fresh, judge=judge, keep=keep, time_limit=time_limit, tell=click.echo,
             )  # fmt: skip
         except KeyboardInterrupt:
-            click.echo(f"interrupted; finished runs are in {place}, and {again} from there", err=True)
+            there = os.path.isfile(os.path.expanduser(place))
+            kept = f"finished runs are in {place}, and {again} from there" if there else "no run has finished yet"
+            click.echo(f"interrupted; {kept}", err=True)
             sys.exit(130)
         click.echo(results)
         wanted = {plan.key for plan in experiment.plan(methods, seeds)}

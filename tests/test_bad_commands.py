@@ -229,7 +229,7 @@ REPRODUCE = [
     ("reproduce small.toml --out a-file/x.json", "cannot write to a-file: it is no folder; choose another one"),
     ("reproduce small.toml --out broken.json",
      "broken.json cannot be read as JSON: …; it is damaged, or another kind of file"),
-    ("reproduce small.toml --out run", "run cannot be read: Is a directory"),
+    ("reproduce small.toml --out run", "cannot write run: it is a folder; choose another name"),
     ("reproduce small.toml --root a-file --out x.json",
      "root='a-file' is a file: name the folder that holds the data sets"),
     ("reproduce --check nowhere.json", "nowhere.json does not exist"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 import advtrain as at
-from advtrain import experiments
+from advtrain import cli_reproduce, experiments
 from advtrain.cli import main, run
 from advtrain.experiments import check_results_file, digest_of, reproduce, trials
 from advtrain.experiments.checks import make_defense
@@ -152,6 +153,20 @@ def test_ctrl_c_and_kill_lose_no_finished_run(tiny, made):
 
 
 @pytest.mark.posix
+@pytest.mark.parametrize("finished", [False, True])
+def test_ctrl_c_tells_of_finished_runs_where_there_are_some(finished, tiny, made, tmp_path, monkeypatch):
+    def pressed(*args, out, **options):
+        if finished:
+            shutil.copy(made, out)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_reproduce, "reproduce", pressed)
+    result = CliRunner().invoke(main, ["reproduce", str(tiny), "--out", str(tmp_path / "r.json")])
+    told = f"finished runs are in {tmp_path / 'r.json'}, and the same command goes on from there"
+    assert result.exit_code == 130
+    assert f"interrupted; {told if finished else 'no run has finished yet'}\n" in result.output
+
+
 def test_a_killed_worker_costs_its_own_task_alone():
     me = "__import__('os').getpid()"
     tasks = [("1 + 1",), (f"__import__('os').kill({me}, 9)",), ("2 + 2",)]

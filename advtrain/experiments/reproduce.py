@@ -97,7 +97,7 @@ def reproduce(
         bad("time_limit", time_limit, "above 0 and finite", "it is in minutes")
     root = None if root is None else str(root)
     rehearse(plans, root)
-    check_writable(out.parent, holding="", overwrite=True)
+    check_writable(out.parent, holding=out.name, overwrite=True)
     if keep is not None:
         check_writable(keep, holding="", overwrite=True)
 
