@@ -126,7 +126,8 @@ def fit(
         on_epoch: called with each epoch's record.
         callbacks: functions of the run so far, called after each epoch, such as `advtrain.callbacks.TensorBoard`; one
             of them, or `on_epoch`, may end training by `raise advtrain.callbacks.Stop("reason")`. Their errors end it
-            too: the run folder then holds the last epoch that was written.
+            too: the run folder then holds the last epoch that was written, and a training that is resumed makes the
+            epoch again, so that no callback misses one.
 
     Returns:
         A `Run`. Ctrl-C ends training after the current step, or batch of a validation, and returns a usable run of

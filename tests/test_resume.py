@@ -524,6 +524,21 @@ def test_a_callback_may_save_the_run_itself(tmp_path):
 # -- the caller's own data, and several processes ----------------------------------------------------------------------
 
 
+def test_an_epoch_whose_callback_failed_is_made_again_so_that_none_misses_it(tmp_path, whole):
+    """Were it kept, a callback that would have ended the training there would be asked an epoch too late."""
+    seen = []
+
+    def failing(run):
+        seen.append(len(run.history))
+        if seen == [1, 2]:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        kills.fitted(tmp_path / "x", callbacks=[failing])
+    assert_alike(kills.fitted(tmp_path / "x", callbacks=[failing], resume=True), whole)
+    assert seen == [1, 2, 2, 3]
+
+
 class Noisy(torch.utils.data.Dataset):
     def __len__(self):
         return 40
