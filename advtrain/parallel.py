@@ -62,7 +62,7 @@ class TrainStep(nn.Module):
             progress: as in `Defense`.
         """
         step = self.defense(self.model, batch, progress)
-        if not several():
+        if not several() or not isinstance(getattr(step, "loss", None), Tensor):  # the latter the loop refuses
             return step
         self.weight = share(len(batch.x), step.loss)
         return step._replace(loss=step.loss * self.weight)
