@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -86,7 +87,7 @@ def make(model: Any, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]
 def _import(place: str) -> Any:
     """The module of that name, or of that file."""
     importlib.invalidate_caches()
-    path = Path(place)
+    path = Path(os.path.expanduser(place))
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)

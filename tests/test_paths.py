@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import shutil
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from click.testing import CliRunner
 
 import advtrain as at
-from advtrain import cli
+from advtrain import cli, experiments
 
 THREAT = at.Threat("linf", 0.3)
 DIGITS = at.load_data("digits")
@@ -52,6 +55,22 @@ def test_a_tilde_is_the_home_folder(home):
     assert at.autoattack(net(), x, y, at.Threat("linf", 0.01), "fast", **files).path == str(home / "adv.npy")
     at.load_results("digits").save("~/r.json")
     assert (home / "aa.state").is_file() and len(at.load_results("~/r.json").runs) > 0
+    nothing_here()
+
+
+def test_what_lies_in_the_home_folder_is_read_from_there(home):
+    numpy.savez(home / "own.npz", x_train=FEW.train.x.numpy(), y_train=FEW.train.y.numpy())
+    (home / "net.py").write_text(
+        "from torch import nn\ndef f():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))\n"
+    )
+    torch.save({"1.weight": torch.ones(10, 64), "1.bias": torch.zeros(10)}, home / "w.pt")
+    shutil.copy(Path(experiments.__file__).with_name("digits.toml"), home / "mine.toml")
+    data = at.load_data("~/own.npz")
+    assert data.name == "own" and at.load_data(Path("~/own.npz")).name == "own"
+    assert at.load_model("~/net.py:f", data=data, weights="~/w.pt")(data.probe().x[:2] / 255).shape == (2, 10)
+    assert experiments.load("~/mine.toml").name == "mine"
+    with pytest.raises(at.errors.FileError, match="holds no run: there is no config.json in it"):
+        at.load_run("~")
     nothing_here()
 
 

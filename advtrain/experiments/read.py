@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -71,7 +72,7 @@ def _find(name: Any, beside: Path, key: str = "experiment") -> Path:
     if not isinstance(name, (str, Path)):
         bad(key, name, "a string", "the name of an experiment, or the path of a .toml file")
     if str(name).endswith(".toml"):
-        return beside / name
+        return beside / os.path.expanduser(name)
     one_of(key, name, names())
     return FOLDER / f"{name}.toml"
 
