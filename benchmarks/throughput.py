@@ -13,8 +13,9 @@ Three things in one run, the ways by turns, of each the median:
   the pixels, as an attack step makes it, on one resident batch and with nothing else. A defense of c
   forward-equivalents (see `at.cost`) with u updates needs u of the former, which are 3 each, and (c - 3u) / 2 of the
   latter. GradAlign and FAST-BAT also differentiate a backward pass, which is a third kind: forward, backward to the
-  pixels, and backward through both to the weights. They need one of them, and so much less of the second kind. The
-  transport of RvS is no pass, and is not among the bare ones.
+  pixels, and backward through both to the weights, as PyTorch does it by itself (`fit` has some of its own formulas
+  there, and may be faster). They need one of them, and so much less of the second kind. The transport of RvS is no
+  pass, and is not among the bare ones.
 - **FAST-BAT as one would write it after its authors' code**: torchvision's transforms image by image in a `DataLoader`
   with two workers, float32, the gradients in the authors' order of operations, `.item()` at each step.
 
