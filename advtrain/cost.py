@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .checks import check_model
 from .data import as_dataset
-from .dataset import image_shape
+from .dataset import MOST_CLASSES, image_shape
 from .defense import Batch, Defense
 from .defenses import PGD, Standard
 from .errors import AdvtrainWarning, ModelError, bad, is_real
@@ -99,9 +99,8 @@ class Speed:
 def cost(defense: Defense, model: nn.Module, data: Any, *, batch_size: int = 64) -> Cost:
     """Count what one mini-batch of training costs, by doing it once on a copy of the model.
 
-    It runs the training loop's own update, so that a second player, replays of the batch, second-order terms and
-    whatever else a defense does are in the count. Elementwise work (activations, normalisation, projection, the
-    optimizer) is not: it is small beside convolutions in large networks, and noticeable in tiny ones.
+    It runs the training loop's own update, so that a second player, replays, second-order terms and all else are in
+    the count. Elementwise work (activations, normalisation, the optimizer) is not: small, but in tiny networks.
 
     >>> model, data = nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), (torch.rand(8, 1, 3, 3), torch.arange(8) % 2)
     >>> cost(PGD(Threat("linf", 0.3), steps=7), model, data).forwards
@@ -109,8 +108,7 @@ def cost(defense: Defense, model: nn.Module, data: Any, *, batch_size: int = 64)
 
     Args:
         defense: such as `advtrain.defenses.FastAT(threat)`.
-        model: returns logits (B, K). Only a copy of it runs: weights, buffers, gradients and modes are left as they
-            were. Hooks belong to a model and are copied with it, so those that you have registered are called.
+        model: returns logits (B, K). A copy of it runs, and it is left as it was; hooks are copied, too, and called.
         data: a `Batch`; or whatever `fit` takes, of which the first `batch_size` training images serve.
         batch_size: images in the mini-batch at most. The forward-equivalents hardly depend on it, but for a defense
             that treats a fixed number of images specially, such as SAT-R1.
@@ -241,7 +239,9 @@ def _flops(work: Callable[[], Any]) -> int:
 
 def first_batch(data: Any, batch_size: int, device: torch.device, dtype: torch.dtype) -> Batch:
     """The first training images of whatever `fit` takes, or of a `Batch`, as `fit` would see them."""
-    data = as_dataset((data.x, data.y), test=0, val=0) if isinstance(data, Batch) else as_dataset(data, test=0)
+    if isinstance(data, Batch):  # of any classes, if only of one
+        data = as_dataset((data.x, data.y), test=0, val=0, num_classes=MOST_CLASSES)
+    data = as_dataset(data, test=0)
     loader = make_loader(data, batch_size, device=device, dtype=dtype, channels_last=device.type == "cuda")
     return Batch(*next(iter(loader.epoch(0))))
 

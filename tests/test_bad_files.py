@@ -255,7 +255,7 @@ EXPERIMENTS = [
         ({"out": "broken.json"},
          "broken.json cannot be read as JSON: …; it is "
          "damaged, or another kind of file"),
-        ({"out": "run"}, "run cannot be read: Is a directory"),
+        ({"out": "run"}, "cannot write run: it is a folder; choose another name"),
     ),
     *wrong(
         "check_results_file", FileError,

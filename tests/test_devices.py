@@ -141,7 +141,7 @@ def test_a_training_keeps_its_weights_on_the_way_to_a_folder_and_back(where, dig
     run = at.fit(
         at.build_model("small-cnn", digits), defense, digits, epochs=1, device=where, seed=0, out=tmp_path / "x"
     )
-    x, again = digits.test.images()[:8], at.load_run(tmp_path / "x")
+    x, again = digits.test.images()[:8], at.load_run(tmp_path / "x", data=digits)
     with torch.no_grad():
         assert torch.allclose(run.model(x.to(where)).cpu().float(), again.model.cpu()(x), atol=1e-2)
 

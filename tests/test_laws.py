@@ -458,6 +458,7 @@ def test_images_come_back_from_a_file_as_they_are(seed, n, shape, last, dtype, o
     }
     if not own:
         arrays = {"x_train": x, "y_train": y}
+    arrays["classes"] = np.array([f"class {number}" for number in range(CLASSES)])  # some may have no image
     if last:
         arrays = {key: value.transpose(0, 2, 3, 1) if key[0] == "x" else value for key, value in arrays.items()}
     with tempfile.TemporaryDirectory() as folder:

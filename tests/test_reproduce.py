@@ -12,6 +12,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import advtrain as at
@@ -106,7 +107,7 @@ def test_a_run_is_what_the_python_api_gives(made):
     assert there.forwards_total == round(forwards * 2 * len(data.train))
     assert [(run.seed, run.method) for run in results.runs] == [(0, "fast"), (0, "pgd-2"), (1, "fast"), (1, "pgd-2")]
     (call,) = results.provenance
-    assert call["threads"] == 1 and call["cpu"] and call["versions"]["torch"] == at.runs.torch.__version__
+    assert call["threads"] == 1 and call["cpu"] and call["versions"]["torch"] == torch.__version__
 
 
 def test_two_workers_give_the_same_to_the_last_bit(tiny, made):

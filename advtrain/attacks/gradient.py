@@ -98,10 +98,13 @@ def check_box(x: Tensor | Split, threat: Threat) -> None:
 def check_room(name: str, value: float | None, threat: Threat, shape: Sequence[int]) -> None:
     """Refuse a radius or a step that leads across the whole pixel box and beyond: it was meant in 0..255.
 
+    A step of up to three radii is none of these: some attacks begin with two.
+
     Raises:
         ArgumentError: `value`, which is called `name`, is such a one; None is none.
     """
-    if value is not None and value > (room := threat.diameter(shape)):
+    room = threat.diameter(shape)
+    if value is not None and value > (room if name == "eps" else max(room, 3 * threat.eps)):
         which = "width of the pixel box"
         if threat.norm == "l2":
             which = f"diagonal of the pixel box of images of {'x'.join(map(str, shape))}"
