@@ -26,9 +26,8 @@ def threats(draw, norms=("linf", "l2")):
         st.sampled_from([(0.0, 1.0), (0.1, 0.9), (0.3, 1.0)])
         | st.tuples(st.floats(0, 0.45), st.floats(0.55, 1)).map(lambda box: (round(box[0], 3), round(box[1], 3)))
     )
-    widest = high - low if norm == "linf" else 5.0
     eps = draw(st.sampled_from([1e-9, 1e-6, 8 / 255, 1.0]) | st.floats(1e-3, 1.0))
-    return at.Threat(norm, min(eps, widest), low, high)
+    return at.Threat(norm, min(eps, high - low), low, high)  # no larger than the box of a single pixel
 
 
 @st.composite
