@@ -264,9 +264,8 @@ def check_distinct(*files: tuple[str, Any]) -> None:
     """
     named: dict[str, str] = {}
     for option, path in files:
-        if (
-            path
-            and (other := named.setdefault(os.path.normcase(os.path.realpath(os.path.expanduser(path))), option))
-            != option
-        ):
+        if not path:
+            continue
+        place = os.path.normcase(os.path.realpath(os.path.expanduser(path)))
+        if (other := named.setdefault(place, option)) != option:
             raise click.UsageError(f"{other} and {option} name the same file, {path}: give each its own")

@@ -122,15 +122,14 @@ def compiled(model: nn.Module, defense: Defense, wanted: bool) -> nn.Module:
         ArgumentError: the defense differentiates a backward pass, which PyTorch cannot if it is compiled.
     """
     for name, layer in model.named_modules() if defense.second_order else ():
-        where = f"model.{name}" if name else "model"
-        hint = f"its second-order term needs an uncompiled backward pass: take {where}._orig_mod"
-        if (
-            getattr(layer, "_compiled_call_impl", None) is not None
-        ):  # by its own `compile()`, which leaves no other module
-            hint = "its second-order term needs an uncompiled backward pass: build the network without compile()"
-        elif not hasattr(layer, "_orig_mod"):
-            continue
-        bad(where, "compiled", f"possible with {defense.name}", hint)
+        where, remedy = f"model.{name}" if name else "model", ""
+        if hasattr(layer, "_orig_mod"):
+            remedy = f"take {where}._orig_mod"
+        if getattr(layer, "_compiled_call_impl", None) is not None:  # by `compile()`, which leaves no other module
+            remedy = "build the network without compile()"
+        if remedy:
+            hint = f"its second-order term needs an uncompiled backward pass: {remedy}"
+            bad(where, "compiled", f"possible with {defense.name}", hint)
     if wanted and defense.second_order:
         bad(
             "compile",

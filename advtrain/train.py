@@ -189,7 +189,8 @@ def fit(
         data, batch_size, seed=seed, device=where, dtype=dtype, channels_last=on_gpu, part=(rank(), count())
     )
     check_single(model, loader, sample)
-    rates = title_of(schedule, epochs * len(loader) * defense.replays, len(loader) * defense.replays)
+    per_epoch = len(loader) * defense.replays
+    rates = title_of(schedule, epochs * per_epoch, per_epoch)
     run = Run(model, defense, data, {**options, "schedule": rates, "bf16": bf16})
     first = rank() == 0
     run.provenance = {**provenance(seed, where), **images_of(data.train), **layers_in(model)}
